@@ -1,0 +1,68 @@
+"""What `train` looks at before the worker starts: every record, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from vltool.data.conversation import Prompts
+from vltool.data.dataset import Scan, scan
+from vltool.data.tokens import TextCounter
+from vltool.errors import BadContent, Problem
+from vltool.run.launch import Reporter
+from vltool.run.plan import RunPlan
+
+SHOWN = 20
+"""Bad records that are listed; of the rest only the number is told."""
+
+
+def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
+    """Look at every record of the plan; return the plan with the records to leave out.
+
+    Raises BadContent with the bad records (the first `SHOWN` of them), unless the recipe says
+    `data.on_bad_record: skip`: then each is reported and left out. Does nothing with
+    `custom.preflight: false`.
+    """
+    if not plan.data.preflight:
+        return plan
+    reporter.stage("reading every record")
+    counter = TextCounter.from_folder(Path(plan.model))
+    skips: dict[str, tuple[int, ...]] = {}
+    problems: list[Problem] = []
+    for name, path, limit in (
+        ("skip_train", plan.data.train_jsonl, plan.data.train_sample_limit),
+        ("skip_val", plan.data.val_jsonl, plan.data.val_sample_limit),
+    ):
+        if path is None:
+            continue
+        found = _scan(plan, path, limit, counter)
+        problems += found.problems
+        skips[name] = found.bad
+        if found.bad and len(found.bad) == found.records:
+            raise BadContent([*found.problems[:SHOWN], Problem(f"{path}: not one record can be used")])
+    if problems and plan.data.on_bad_record == "error":
+        more = len(problems) - SHOWN
+        rest = (
+            [Problem(f"and {more} more like these", "mend them, or say data.on_bad_record: skip")] if more > 0 else []
+        )
+        raise BadContent([*problems[:SHOWN], *rest])
+    for problem in problems:
+        reporter.warn(problem)
+    return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, **skips))
+
+
+def _scan(plan: RunPlan, path: str, limit: int | None, counter: TextCounter) -> Scan:
+    data = plan.data
+    return scan(
+        Path(path),
+        prompts=Prompts(user=data.user_prompt, system=data.system_prompt),
+        emit_norm=data.emit_norm,
+        use_summary=data.use_summary,
+        max_pixels=data.max_pixels,
+        sample_limit=limit,
+        root=None if data.image_root is None else Path(data.image_root),
+        counter=counter,
+        max_length=data.max_length,
+        check_images=False,
+    )

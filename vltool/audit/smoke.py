@@ -1,0 +1,125 @@
+"""A recipe, shortened, trained for real and judged by what the run left behind."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct, structs
+
+from vltool.audit.preflight import audited
+from vltool.audit.run_rules import Judge, Verdict
+from vltool.data.conversation import Prompts, build_messages
+from vltool.data.index import JsonlIndex
+from vltool.data.record import parse_record
+from vltool.errors import BadContent, InvalidInput, RunFailed
+from vltool.recipe.validate import load_recipe
+from vltool.run import launch
+from vltool.run.evidence import to_json
+from vltool.run.launch import Reporter
+from vltool.run.plan import RunPlan, make_plan
+
+DEMO_JSONL = Path(__file__).parents[1] / "data" / "demo" / "photos.jsonl"
+"""Six photographs with boxes, polygons and polylines."""
+
+
+class SmokeResult(Struct, frozen=True, kw_only=True):
+    """What was proved, of which plan."""
+
+    plan: RunPlan
+    verdicts: list[Verdict]
+    failure: str | None
+    """The error that ended the run early."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row that was asked for is proved."""
+        return all(verdict.status in ("pass", "not asked") for verdict in self.verdicts)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `--json`."""
+        return {
+            "command": "smoke",
+            "recipe": self.plan.recipe,
+            "passed": self.passed,
+            "failure": self.failure,
+            "verdicts": [structs.asdict(verdict) for verdict in self.verdicts],
+        }
+
+
+def run_smoke(recipe: str, *, tiny: bool, keep: Path | None, reporter: Reporter, debug: bool = False) -> SmokeResult:
+    """Train `recipe` with the `smoke` overlay, on its own model and data or on tiny ones, and judge it.
+
+    keep: an empty or absent folder for the run; without it the run is deleted afterwards.
+    Raises what `vltool train` would raise before its worker starts; an error of the worker is a verdict.
+    """
+    launch.require_training_stack()
+    if keep is not None and keep.exists() and (not keep.is_dir() or any(keep.iterdir())):
+        raise InvalidInput(f"--keep {keep}: is not an empty folder", "name one that is empty or does not exist")
+    with tempfile.TemporaryDirectory(prefix="vltool-smoke-") as scratch:
+        overlays = ["smoke", str(_place(Path(scratch), keep))]
+        if tiny:
+            reporter.stage("making a tiny Qwen3-VL")
+            model = launch.make_tiny((keep or Path(scratch)) / "tiny-qwen3-vl", _demo_texts())
+            overlays.append(str(_tiny_overlay(Path(scratch), model)))
+        resolved = load_recipe(recipe, overlays=overlays)
+        for note in resolved.notes:
+            reporter.warn(note)
+        plan = make_plan(resolved, cwd=Path.cwd(), debug=debug, probe=True)
+        plan = audited(plan, reporter)
+        failure = None
+        try:
+            launch.train(plan, reporter, resolved=resolved)
+        except (RunFailed, BadContent) as error:
+            failure = str(error)
+        reporter.stage("judging the run")
+        verdicts = Judge(plan, launch.reload).verdicts()
+        return SmokeResult(plan=plan, verdicts=verdicts, failure=failure)
+
+
+def _place(scratch: Path, keep: Path | None) -> Path:
+    """An overlay that puts the run where smoke wants it, and starts it afresh."""
+    run_dir = (keep or scratch).resolve() / "run"
+    overlay = scratch / "place.yaml"
+    overlay.write_bytes(to_json({"training": {"output_dir": str(run_dir), "resume_from_checkpoint": None}}))
+    return overlay
+
+
+def _tiny_overlay(scratch: Path, model: Path) -> Path:
+    """An overlay that replaces a recipe's model and data by tiny ones, and its learning rates by large ones."""
+    rate = 1e-2
+    overlay = scratch / "tiny.yaml"
+    document = {
+        "model": {"model": str(model.resolve()), "model_type": None, "torch_dtype": "float32"},
+        "template": {"max_pixels": 256 * 256},
+        "rlhf": {"teacher_model": None, "teacher_model_type": None},
+        "tuner": {"resume_from_checkpoint": None},
+        "training": {
+            "bf16": False, "fp16": False, "learning_rate": rate, "aligner_lr": rate, "vit_lr": rate,
+            "optimizer": "multimodal", "max_steps": 6, "eval_steps": 3, "save_steps": 3,
+        },
+        "custom": {
+            "train_jsonl": str(DEMO_JSONL), "val_jsonl": str(DEMO_JSONL), "val_sample_limit": 2, "fusion_config": None,
+        },
+    }  # fmt: skip
+    overlay.write_bytes(to_json(document))
+    return overlay
+
+
+def _demo_texts() -> list[str]:
+    """The texts that the tiny tokenizer learns its words from."""
+    index = JsonlIndex(DEMO_JSONL)
+    texts = []
+    for position in range(len(index)):
+        record = parse_record(*index.read(position))
+        messages = build_messages(
+            record,
+            prompts=Prompts(user="", system=None),
+            emit_norm="norm1000",
+            use_summary=False,
+            images=list(record.images),
+            seen_size=None,
+        )
+        texts += [message["content"] for message in messages if isinstance(message["content"], str)]
+    return texts

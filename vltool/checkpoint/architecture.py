@@ -1,0 +1,95 @@
+"""Names of weights and modules -> the part of Qwen3-VL they belong to."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from vltool.errors import InvalidInput
+
+Tower = Literal["vision", "aligner", "deepstack", "language", "head"]
+TOWERS: tuple[Tower, ...] = ("vision", "aligner", "deepstack", "language", "head")
+
+MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+"""`model_type` of a config.json that vltool trains; ms-swift calls them the same."""
+
+_DEEPSTACK = re.compile(r"visual\.deepstack_merger_list\.(\d+)\b")
+_WRAPPERS = re.compile(r"^(?:base_model\.model\.)|(?<=\.)(?:modules_to_save\.[^.]+|original_module|base_layer)\.")
+
+
+def plain_name(name: str) -> str:
+    """The name in the base checkpoint's terms: without peft's `base_model.model.` and wrapper parts."""
+    return _WRAPPERS.sub("", name)
+
+
+def tower_of(name: str) -> Tower:
+    """The tower that a parameter or module of any of its spellings (base, peft) belongs to."""
+    name = plain_name(name)
+    if "visual.deepstack_merger_list" in name:
+        return "deepstack"
+    if "visual.merger" in name:
+        return "aligner"
+    if "visual" in name.split("."):
+        return "vision"
+    return "head" if name.startswith("lm_head") else "language"
+
+
+def deepstack_index(name: str) -> int | None:
+    """Which of the deepstack mergers a name belongs to; None outside them."""
+    found = _DEEPSTACK.search(name)
+    return int(found.group(1)) if found else None
+
+
+def tensor_kind(name: str) -> str:
+    """What a trainable tensor is: `lora_A`, `lora_B`, `weight`, `bias`, …"""
+    parts = [part for part in name.split(".") if part not in ("default", "weight")]
+    return parts[-1] if parts[-1].startswith(("lora_", "bias")) else "weight"
+
+
+class Architecture(Struct, frozen=True, kw_only=True):
+    """What a checkpoint's config.json says of its shape."""
+
+    model_type: str
+    vision_depth: int
+    deepstack_mergers: int
+    text_layers: int
+    vocab_size: int
+    tied_head: bool
+    patch_size: int
+    merge_size: int
+
+
+def read_architecture(folder: Path) -> Architecture:
+    """Read `folder`/config.json.
+
+    Raises InvalidInput when the folder or the file is absent, is no JSON, or is no Qwen3-VL.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise InvalidInput(f"no such checkpoint folder: {folder}", "download the checkpoint first, or mend the path")
+    if not path.is_file():
+        raise InvalidInput(f"{folder} holds no config.json", "name the folder of a whole Hugging Face checkpoint")
+    try:
+        config = json.loads(path.read_bytes())
+        model_type = config["model_type"]
+        if model_type not in MODEL_TYPES:
+            raise InvalidInput(f"{path}: model_type is {model_type!r}", f"vltool trains {' and '.join(MODEL_TYPES)}")
+        vision, text = config["vision_config"], config["text_config"]
+        return Architecture(
+            model_type=model_type,
+            vision_depth=vision["depth"],
+            deepstack_mergers=len(vision["deepstack_visual_indexes"]),
+            text_layers=text["num_hidden_layers"],
+            vocab_size=text["vocab_size"],
+            tied_head=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+            patch_size=vision["patch_size"],
+            merge_size=vision["spatial_merge_size"],
+        )
+    except json.JSONDecodeError as error:
+        raise InvalidInput(f"{path}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from error
+    except (KeyError, TypeError) as error:
+        raise InvalidInput(f"{path}: is no Qwen3-VL config: {error} is missing or of the wrong type") from error

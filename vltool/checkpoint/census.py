@@ -1,0 +1,94 @@
+"""A checkpoint folder -> what kind it is and which tensors it holds, from headers alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from vltool.checkpoint.architecture import TOWERS, Tower, tower_of
+from vltool.checkpoint.header import TensorInfo, read_header
+from vltool.errors import BadContent, InvalidInput
+
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+TRAINER_STATE = "trainer_state.json"
+
+
+class Census(Struct, frozen=True, kw_only=True):
+    """Kind and content of one checkpoint folder."""
+
+    folder: str
+    kind: Literal["adapter", "full", "adapter and full"]
+    tensors: dict[str, TensorInfo]
+    base: str | None
+    """`base_model_name_or_path` of an adapter."""
+
+    def per_tower(self) -> dict[Tower, int]:
+        """Number of elements of each tower's tensors."""
+        counts: dict[Tower, int] = dict.fromkeys(TOWERS, 0)
+        for name, info in self.tensors.items():
+            elements = 1
+            for side in info.shape:
+                elements *= side
+            counts[tower_of(name)] += elements
+        return counts
+
+
+def take_census(folder: Path) -> Census:
+    """Read the headers of all safetensors in `folder` (not below it).
+
+    Raises InvalidInput for a folder that is absent or holds no weights, BadContent for broken files.
+    """
+    if not folder.is_dir():
+        raise InvalidInput(f"no such checkpoint folder: {folder}", "name a checkpoint-N folder of a run")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise InvalidInput(f"{folder} holds no .safetensors file", "name a checkpoint-N folder of a run")
+    adapter = [file for file in files if file.name == ADAPTER_WEIGHTS]
+    full = [file for file in files if file.name.startswith("model")]
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        tensors.update(read_header(file))
+    config = _json(folder / ADAPTER_CONFIG) if adapter else {}
+    return Census(
+        folder=str(folder),
+        kind="adapter and full" if adapter and full else "adapter" if adapter else "full",
+        tensors=tensors,
+        base=config.get("base_model_name_or_path"),
+    )
+
+
+def last_complete(run_dir: Path) -> Path | None:
+    """The newest checkpoint-N of a run folder from which training can go on; None if there is none.
+
+    Complete means: its trainer state can be read and its weights' headers agree with their files.
+    """
+    found = [path for path in run_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
+        if (path / "optimizer.pt").is_file() and _is_complete(path):
+            return path
+    return None
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        _json(folder / TRAINER_STATE)
+        take_census(folder)
+    except (InvalidInput, BadContent):
+        return False
+    return True
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadContent(f"{path} is missing", "the checkpoint is incomplete: use another one") from error
+    except ValueError as error:
+        raise BadContent(f"{path} is no JSON: {error}", "the checkpoint is incomplete: use another one") from error
+    if not isinstance(document, dict):
+        raise BadContent(f"{path} holds no JSON object", "the checkpoint is incomplete: use another one")
+    return document

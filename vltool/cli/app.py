@@ -1,0 +1,44 @@
+"""The command list, and the one way from an error to an exit code."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vltool import __version__
+from vltool.cli.smoke import smoke
+from vltool.cli.train import train
+
+app = typer.Typer(
+    name="vltool",
+    help="Fine-tune Qwen3-VL on dense captioning, from a recipe in YAML.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vltool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(train)
+app.command()(smoke)
+
+
+def main() -> None:
+    """Entry point of `vltool` and `python -m vltool`."""
+    app()

@@ -1,0 +1,37 @@
+"""From an error to a message and an exit code, around every command."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+import typer
+
+from vltool.cli.output import Output
+from vltool.errors import VltoolError
+
+P = ParamSpec("P")
+
+INTERRUPTED = 130
+
+
+def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
+    """Show a VltoolError as its problems and leave with its exit code; 130 for Ctrl-C.
+
+    What the command returns is its exit code; None is 0.
+    """
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = command(*args, **kwargs) or 0
+        except VltoolError as error:
+            Output().error(error)
+            code = error.exit_code
+        except KeyboardInterrupt:
+            Output().note("interrupted")
+            code = INTERRUPTED
+        raise typer.Exit(code)
+
+    return run

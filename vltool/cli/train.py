@@ -1,0 +1,59 @@
+"""`vltool train RECIPE`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vltool.cli.guard import guarded
+from vltool.cli.output import Output, RunReporter
+
+
+@guarded
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")
+    ] = None,
+    config: Annotated[str | None, typer.Option("--config", help="The same as RECIPE.")] = None,
+    base_config: Annotated[
+        str | None, typer.Option("--base-config", "--base_config", help="A recipe merged under everything.")
+    ] = None,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="DEBUG", help="Show what ms-swift and transformers say.")
+    ] = False,
+) -> int:
+    """Train as a recipe says: audit, train, log, evaluate, save.
+
+    Example: VLTOOL_MODEL=/models/Qwen3-VL-4B-Instruct VLTOOL_TRAIN_JSONL=train.jsonl vltool train stage2_llm_lora
+    """
+    from vltool.audit.preflight import audited
+    from vltool.errors import InvalidInput
+    from vltool.recipe.validate import load_recipe
+    from vltool.run import launch
+    from vltool.run.plan import make_plan
+
+    if (recipe is None) == (config is None):
+        raise InvalidInput("name one recipe: vltool train RECIPE, or vltool train --config RECIPE")
+    output = Output()
+    resolved = load_recipe(str(recipe or config), base_config=base_config)
+    for note in resolved.notes:
+        output.problem(note, "yellow")
+    plan = make_plan(resolved, cwd=Path.cwd(), debug=debug)
+    launch.require_training_stack()
+    reporter = RunReporter(output)
+    plan = audited(plan, reporter)
+    try:
+        outcome = launch.train(plan, reporter, resolved=resolved)
+    finally:
+        reporter.close()
+    if outcome["signal"] is not None:
+        output.note(
+            f"stopped at step {outcome['step']} of {outcome['max_steps']}; "
+            f"training.resume_from_checkpoint: auto goes on from {outcome['last_checkpoint']}"
+        )
+        return 128 + int(outcome["signal"])
+    output.result.print(outcome["last_checkpoint"] or os.fspath(plan.run_dir), markup=False)
+    return 0

@@ -1,0 +1,86 @@
+"""The fields of a decoded record, one by one, with everything that is wrong with them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from vltool.data.geometry import shown
+from vltool.errors import Problem, nearest
+
+RESERVED: tuple[str, ...] = (
+    *(
+        f"<|{name}|>"
+        for name in (
+            "endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start", "box_end",
+            "quad_start", "quad_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad",
+            "audio_start", "audio_end", "audio_pad", "fim_prefix", "fim_middle", "fim_suffix", "fim_pad",
+            "repo_name", "file_sep", "placeholder",
+        )
+    ),
+    "<image>", "<video>", "<audio>", "<start-image>", "<bbox>", "<ref-object>", "{{ROUND0}}", "{{ROUND1}}",
+)  # fmt: skip
+"""Text that Qwen's tokenizer or ms-swift's templates take for an instruction; `<img>…</img>` is one more.
+
+Source: tokenizer_config.json of Qwen3-VL; `special_tokens`, `_replace_image_tags` and
+`_concat_context_list` of ms-swift 4.6's swift/template/base.py.
+"""
+_RESERVED = re.compile("|".join([*map(re.escape, RESERVED), "<img>.+?</img>"]))
+
+_OTHER_NAMES = {
+    "image": "images", "image_path": "images", "conversations": "messages", "conversation": "messages",
+    "bbox": "bbox_2d", "box": "bbox_2d", "polygon": "poly", "quad": "poly", "segmentation": "poly",
+    "polyline": "line", "label": "desc", "caption": "desc", "description": "desc", "value": "content", "from": "role",
+}  # fmt: skip
+"""Names that other tools give to our fields."""
+
+
+def reserved_in(text: str) -> str | None:
+    """The first reserved text in a prompt or record, or None."""
+    match = _RESERVED.search(text)
+    return match[0] if match else None
+
+
+class FieldReader:
+    """Collects problems while it reads; what it returns counts only if there are none."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def say(self, what: str, do: str) -> None:
+        self.problems.append(Problem(what, do))
+
+    def fields(self, value: dict[str, Any], name: str, known: Sequence[str], hint: str = "") -> dict[str, Any]:
+        """The fields of the object `name` that are there and not null; unknown ones are problems."""
+        prefix = f"{name}." if name else ""
+        for key in value:
+            if key not in known:
+                other = _OTHER_NAMES.get(key)
+                close = other if other in known else nearest(key, known)
+                do = f"did you mean {close}?" if close else f"known here: {', '.join(known)}"
+                self.say(f"unknown field {prefix}{key}: {shown(value[key])}", do + hint)
+        return {key: item for key, item in value.items() if item is not None and key in known}
+
+    def whole_number(self, value: object, name: str, low: int, high: int, do: str) -> int | None:
+        if type(value) is int and low <= value <= high:
+            return value
+        self.say(f"{name} is {shown(value)}, not a whole number from {low} to {high}", do)
+        return None
+
+    def text(self, value: object, name: str, *, empty: bool = False) -> str:
+        """A text that may enter a conversation; one of spaces alone counts as empty."""
+        if not isinstance(value, str):
+            self.say(f"{name} is {shown(value)}, not a text", 'write it in double quotes: "…"')
+            return ""
+        if not empty and not value.strip():
+            self.say(f"{name} is {shown(value)}, an empty text", "write what the model shall say, or drop it")
+        self.unreserved(value, name)
+        return value
+
+    def unreserved(self, text: str, name: str) -> None:
+        if found := reserved_in(text):
+            self.say(
+                f"{name} contains {found}, which the model's template takes for an instruction: {shown(text)}",
+                "remove it from the text",
+            )

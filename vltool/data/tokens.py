@@ -1,0 +1,133 @@
+"""What the model will see of an image, and how many tokens a conversation costs; from sizes, not pixels."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from vltool.errors import BadContent, InvalidInput
+
+FEWEST_IMAGE_TOKENS = 4
+MOST_IMAGE_TOKENS = 16384
+LARGEST_RATIO = 200
+"""Long side over short side; qwen_vl_utils refuses more.
+
+Source of the three: IMAGE_MIN_TOKEN_NUM, IMAGE_MAX_TOKEN_NUM, MAX_RATIO in qwen_vl_utils 0.0.14's vision_process.py.
+"""
+
+
+def seen_size(
+    width: int, height: int, *, patch_size: int = 16, merge_size: int = 2, max_pixels: int | None
+) -> tuple[int, int]:
+    """(width, height) in pixels of an image as it enters the vision tower.
+
+    width, height: of the oriented image. max_pixels: `template.max_pixels`; None or 0 for no limit.
+    Raises BadContent, without a place, for an image that is too long and thin.
+    Source: `rescale_image` in ms-swift 4.6's swift/template/vision_utils.py, then `smart_resize` in
+    qwen_vl_utils 0.0.14, as `fetch_image` calls it; round() takes halves to even there as here.
+    """
+    width, height = _rescaled(width, height, max_pixels)
+    if min(width, height) < 1 or max(width, height) / min(width, height) > LARGEST_RATIO:
+        raise BadContent(
+            f"the image is seen as {width} × {height}: one side is over {LARGEST_RATIO} times the other",
+            "crop it, or drop the record; Qwen3-VL's preprocessing refuses it",
+        )
+    factor = patch_size * merge_size
+    fewest, most = FEWEST_IMAGE_TOKENS * factor**2, MOST_IMAGE_TOKENS * factor**2
+    seen_height, seen_width = (max(factor, round(side / factor) * factor) for side in (height, width))
+    if seen_height * seen_width > most:
+        shrink = math.sqrt(height * width / most)
+        seen_height, seen_width = (math.floor(side / shrink / factor) * factor for side in (height, width))
+    elif seen_height * seen_width < fewest:
+        grow = math.sqrt(fewest / (height * width))
+        seen_height, seen_width = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return seen_width, seen_height
+
+
+def _rescaled(width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
+    if not max_pixels or max_pixels < 0 or width * height <= max_pixels:
+        return width, height
+    ratio = width / height
+    scaled_height = math.sqrt(max_pixels / ratio)
+    return int(scaled_height * ratio), int(scaled_height)
+
+
+def image_tokens(width: int, height: int, *, patch_size: int = 16, merge_size: int = 2, max_pixels: int | None) -> int:
+    """Tokens of an image in the language model; arguments and errors as for `seen_size`."""
+    size = seen_size(width, height, patch_size=patch_size, merge_size=merge_size, max_pixels=max_pixels)
+    return math.prod(size) // (patch_size * merge_size) ** 2
+
+
+class TextCounter:
+    """Counts the tokens of a training row exactly as ms-swift's qwen3_vl template makes them.
+
+    Source: `Template._swift_encode` and `Qwen3VLTemplate` of ms-swift 4.6: ChatML without a default
+    system message, `\\n` after the last `<|im_end|>`; an answer with its end is tokenized apart from
+    the prompt before it, since only the answer is learnt.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, patch_size: int = 16, merge_size: int = 2) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer, self._patch_size, self._merge_size = tokenizer, patch_size, merge_size
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> TextCounter:
+        """The counter for a checkpoint's tokenizer.json; InvalidInput if that is absent or damaged."""
+        path = folder / "tokenizer.json"
+        try:
+            text = path.read_bytes().decode()
+        except OSError as error:
+            raise InvalidInput(f"cannot read {path}: {error.strerror}", "name a complete checkpoint folder") from error
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{path} is not UTF-8 text", "copy the tokenizer again") from error
+        try:
+            return cls(Tokenizer.from_str(text))
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise InvalidInput(f"{path} is no tokenizer: {error}", "copy the tokenizer again") from error
+
+    def count(self, messages: list[dict[str, Any]], *, max_pixels: int | None = None) -> int:
+        """Tokens of a conversation that ends with an answer.
+
+        messages: as `build_messages` makes them, with images as pixels (anything with a `.size`) or
+        as their oriented (width, height). Raises BadContent, without a place, as `seen_size` does.
+        """
+        segments, extra = render(messages), 0
+        for message in messages:
+            if isinstance(message["content"], list):
+                for item in message["content"]:
+                    if item["type"] == "image":
+                        extra += self._image_tokens(item["image"], max_pixels) - 1
+        return extra + sum(len(self._tokenizer.encode(text, add_special_tokens=False).ids) for text in segments)
+
+    def _image_tokens(self, image: Any, max_pixels: int | None) -> int:
+        width, height = getattr(image, "size", image)
+        return image_tokens(
+            width, height, patch_size=self._patch_size, merge_size=self._merge_size, max_pixels=max_pixels
+        )
+
+
+def render(messages: list[dict[str, Any]]) -> list[str]:
+    """The text of a training row in the pieces in which it is tokenized, an image as one `<|image_pad|>`."""
+    segments = [""]
+    for message in messages:
+        content = message["content"]
+        if isinstance(content, list):
+            content = "".join(
+                "<|vision_start|><|image_pad|><|vision_end|>" if item["type"] == "image" else item["text"]
+                for item in content
+            )
+        if message["role"] == "assistant":
+            segments[-1] += "<|im_start|>assistant\n"
+            segments += [content, "<|im_end|>\n"]
+        elif content or message["role"] == "user":
+            segments[-1] += f"<|im_start|>{message['role']}\n{content}<|im_end|>\n"
+    return _joined(segments)
+
+
+def _joined(segments: list[str]) -> list[str]:
+    """The last answer goes with its end, which is learnt too; the ends of earlier ones go with what follows."""
+    return [*segments[:-2], segments[-2] + segments[-1]]

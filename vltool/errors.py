@@ -1,0 +1,81 @@
+"""What went wrong, where, and what to do: every error a user can meet.
+
+    VltoolError              a message for the user; exit code 1
+    ├── BadContent           records or checkpoints hold something wrong; exit code 1
+    ├── RunFailed            the run stopped after its worker had started; exit code 1
+    ├── InvalidInput         usage, an invalid recipe or an absent path; exit code 2
+    └── MissingOnHost        a package, GPU or disk this host lacks; exit code 3
+
+Broken invariants are `assert`s and never reach a user as one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Where:
+    """A place in a text file; lines and columns are counted from 1."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: what it is, what to do about it, and where it stands."""
+
+    what: str
+    do: str = ""
+    where: Where | None = None
+
+    def __str__(self) -> str:
+        head = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{head}\n  {self.do}" if self.do else head
+
+
+class VltoolError(Exception):
+    """Base of all errors that are shown to the user, one line each, without a traceback."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, problems: Problem | str | Iterable[Problem], do: str = "") -> None:
+        if isinstance(problems, str):
+            problems = Problem(problems, do)
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        assert self.problems, "an error without a problem"
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class BadContent(VltoolError):
+    """Records or checkpoints that were read hold something wrong."""
+
+
+class RunFailed(VltoolError):
+    """The run stopped after its worker had started."""
+
+
+class InvalidInput(VltoolError):
+    """Wrong usage, an invalid recipe, or a path that does not exist; nothing was written."""
+
+    exit_code = 2
+
+
+class MissingOnHost(VltoolError):
+    """This host lacks a package, a GPU or disk space; nothing was written."""
+
+    exit_code = 3
+
+
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The choice that `word` was most likely meant to be, or None if none is close."""
+    matches = get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return matches[0] if matches else None

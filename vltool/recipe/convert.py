@@ -1,0 +1,168 @@
+"""Nodes become plain values that fit the schema's types, or problems in the words of whoever wrote them."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from msgspec import inspect as types
+
+from vltool.errors import Problem, nearest
+from vltool.recipe.load import MapNode, Node, ScalarNode, SeqNode
+from vltool.recipe.scalars import read_plain
+
+_LEADING_ZERO = re.compile(r"[+-]?0\d+")
+_WORDS = {"on": "true", "yes": "true", "y": "true", "off": "false", "no": "false", "n": "false"}
+"""What YAML 1.1 reads as truth values, and YAML 1.2 as text."""
+
+
+def to_plain(node: Node, key: str, problems: list[Problem]) -> Any:
+    """The node's value as dicts, lists and scalars; integers that begin with a zero are problems."""
+    if isinstance(node, MapNode):
+        return {name.name: to_plain(value, f"{key}.{name.name}", problems) for name, value in node.entries}
+    if isinstance(node, SeqNode):
+        return [to_plain(item, f"{key}[{i}]", problems) for i, item in enumerate(node.items)]
+    assert isinstance(node, ScalarNode)
+    if node.plain and _LEADING_ZERO.fullmatch(node.text):
+        what = f"{key}: {node.text} begins with a zero, which some read as octal"
+        problems.append(Problem(what, f"write {int(node.text)}, or '{node.text}' in quotes if it is text", node.where))
+    return node.value
+
+
+def convert(node: Node, wanted: types.Type, key: str, problems: list[Problem]) -> Any:
+    """The node's value, as `to_plain` gives it, once it fits the type `wanted`; nothing is coerced.
+
+    Every leaf that does not fit adds its own problem, and so does every unknown key of a struct.
+    """
+    options = _options(wanted)
+    for option in options:
+        if isinstance(option, types.AnyType):
+            return to_plain(node, key, problems)
+        if isinstance(node, MapNode) and isinstance(option, types.StructType):
+            return _struct(node, option, key, problems)
+        if isinstance(node, MapNode) and isinstance(option, types.DictType):
+            return {
+                name.name: convert(value, option.value_type, f"{key}.{name.name}", problems)
+                for name, value in node.entries
+            }
+        if isinstance(node, SeqNode) and isinstance(option, types.VarTupleType):
+            return [convert(item, option.item_type, f"{key}[{i}]", problems) for i, item in enumerate(node.items)]
+    before = len(problems)
+    value = to_plain(node, key, problems)
+    if len(problems) == before and not any(_fits(value, option) for option in options):
+        what = f"{key}: {_shown(node)} is not {', nor '.join(filter(None, map(_describe, options)))}"
+        problems.append(Problem(what, _advice(node, options, key), node.where))
+    return value
+
+
+def _struct(node: MapNode, struct: types.StructType, key: str, problems: list[Problem]) -> dict[str, Any]:
+    fields = {field.encode_name: field.type for field in struct.fields}
+    values = {}
+    for name, value in node.entries:
+        dotted = f"{key}.{name.name}"
+        if name.name in fields:
+            values[name.name] = convert(value, fields[name.name], dotted, problems)
+        else:
+            problems.append(Problem(f"unknown key {dotted}", suggest(name.name, fields), name.where))
+    return values
+
+
+def suggest(word: str, choices: Any) -> str:
+    """What to write in place of an unknown word."""
+    guess = nearest(word, choices)
+    return f"did you mean {guess}?" if guess else f"known here: {', '.join(choices)}"
+
+
+def _options(wanted: types.Type) -> tuple[types.Type, ...]:
+    if isinstance(wanted, types.Metadata):
+        return _options(wanted.type)
+    if isinstance(wanted, types.UnionType):
+        return tuple(option for inner in wanted.types for option in _options(inner))
+    return (wanted,)
+
+
+def _fits(value: Any, wanted: types.Type) -> bool:
+    match wanted:
+        case types.NoneType():
+            return value is None
+        case types.BoolType():
+            return isinstance(value, bool)
+        case types.StrType():
+            return isinstance(value, str)
+        case types.LiteralType(values=values):
+            return isinstance(value, str | int) and value in values
+        case types.IntType():
+            return type(value) is int and _within(value, wanted)
+        case types.FloatType():
+            return type(value) in (int, float) and math.isfinite(value) and _within(value, wanted)
+    return False
+
+
+def _within(value: float, wanted: types.IntType | types.FloatType) -> bool:
+    return (
+        (wanted.ge is None or value >= wanted.ge)
+        and (wanted.gt is None or value > wanted.gt)
+        and (wanted.le is None or value <= wanted.le)
+        and (wanted.lt is None or value < wanted.lt)
+    )
+
+
+def _describe(wanted: types.Type) -> str:
+    match wanted:
+        case types.BoolType():
+            return "true or false"
+        case types.StrType():
+            return "text"
+        case types.LiteralType(values=(only,)):
+            return str(only)
+        case types.LiteralType(values=values):
+            return f"one of {', '.join(map(str, values))}"
+        case types.IntType():
+            return f"a whole number{_bounds(wanted)}"
+        case types.FloatType():
+            return f"a number{_bounds(wanted)}"
+        case types.VarTupleType():
+            return "a list"
+        case types.DictType() | types.StructType():
+            return "a mapping"
+    return ""
+
+
+def _bounds(wanted: types.IntType | types.FloatType) -> str:
+    if wanted.ge is not None and wanted.le is not None:
+        return f" from {wanted.ge:g} to {wanted.le:g}"
+    if wanted.gt is not None:
+        return f" above {wanted.gt:g}"
+    return "" if wanted.ge is None else f" of at least {wanted.ge:g}"
+
+
+def _shown(node: Node) -> str:
+    if isinstance(node, ScalarNode):
+        text = node.text if len(node.text) <= 60 else f"{node.text[:57]}..."
+        return repr(text) if isinstance(node.value, str) else text or "nothing"
+    return "a mapping" if isinstance(node, MapNode) else "a list"
+
+
+def _advice(node: Node, options: tuple[types.Type, ...], key: str) -> str:
+    """How to write what was probably meant."""
+    if not isinstance(node, ScalarNode) or node.value is None:
+        return ""
+    name = re.split(r"[.\[]", key)[-1] if "[" not in key else key
+    kinds = {type(option) for option in options}
+    value = node.value
+    if not isinstance(value, str):
+        quoted = "put the variable in quotes" if node.from_shell else f"put it in quotes: '{node.text}'"
+        return quoted if types.StrType in kinds else ""
+    if types.BoolType in kinds and value.lower() in _WORDS:
+        return f"YAML 1.2 reads `{value}` as text: write {_WORDS[value.lower()]}"
+    meant = read_plain(value if node.plain else value.strip())
+    if isinstance(meant, str):
+        meant = read_plain(value.replace("_", ""))
+    if not isinstance(meant, str) and any(_fits(meant, option) for option in options):
+        why = f"YAML 1.2 reads `{value}`" if node.plain else "the quotes make it"
+        return f"{why} {'as ' if node.plain else ''}text: write {name}: {value.strip().replace('_', '')}"
+    choices = [str(choice) for option in options if isinstance(option, types.LiteralType) for choice in option.values]
+    if guess := nearest(value, choices):
+        return f"did you mean {guess}?"
+    return f"write {name}: [{value}]" if types.VarTupleType in kinds else ""

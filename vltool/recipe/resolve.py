@@ -1,0 +1,231 @@
+"""A recipe, what it extends and what lies under and over it become one tree with origins; no key is checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vltool.errors import InvalidInput, Problem, Where, nearest
+from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode, SeqNode, load_file
+from vltool.recipe.paths import exists
+from vltool.recipe.variables import substitute
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """One tree out of all files: variables replaced, cleared keys gone, every node where it was written."""
+
+    name: str
+    """The recipe's bare name, without folder and extension."""
+    file: str
+    """The recipe itself, as places name it."""
+    files: tuple[str, ...]
+    """All files that were read, in the order in which they were merged."""
+    folders: Mapping[str, Path]
+    """File, as places name it -> the folder that its relative paths start from."""
+    tree: MapNode
+    notes: tuple[Problem, ...]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Bare name -> file of the recipes that come with vltool."""
+    package = Path(__file__).absolute().parents[1]
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if found := {path.stem: path for path in sorted(folder.glob("*.yaml"))}:
+            return found
+    return {}
+
+
+def find_recipe(name: str, *, beside: Path | None = None) -> tuple[Path, Problem | None]:
+    """The file that a path or a shipped recipe's bare name means, with a note where that may surprise.
+
+    beside: the folder that a relative path starts from, by default the working directory.
+    Raises InvalidInput when there is none, with the nearest name that there is.
+    """
+    shipped = shipped_recipes()
+    path = (beside or Path()) / (Path(name).expanduser() if name.startswith("~/") else name)
+    if exists(path) and not path.is_dir():
+        return path, None
+    if name in shipped:
+        return shipped[name], None
+    if Path(name).parts[:-1] == ("recipes",) and Path(name).suffix == ".yaml" and Path(name).stem in shipped:
+        return shipped[Path(name).stem], Problem(f"no file {name} here: the shipped recipe {Path(name).stem} is used")
+    if exists(path):
+        raise InvalidInput(
+            Problem(f"{name or '(nothing)'} is a folder, no recipe", f"shipped recipes: {', '.join(shipped)}")
+        )
+    choices = {stem: stem for stem in shipped}
+    if exists(path.parent):
+        choices |= {file.stem: str(Path(name).parent / file.name) for file in sorted(path.parent.glob("*.y*ml"))}
+    guess = nearest(path.stem, choices)
+    do = f"did you mean {choices[guess]}?" if guess else f"shipped recipes: {', '.join(shipped)}"
+    raise InvalidInput(Problem(f"no recipe {name}", do))
+
+
+def merge(below: Node, above: Node) -> Node:
+    """Put `above` over `below`: mappings merge deeply, anything else replaces. Associative."""
+    if not isinstance(above, MapNode) or above.replaces:
+        return above
+    if not isinstance(below, MapNode):
+        return replace(above, replaces=True)
+    entries = {key.name: (key, value) for key, value in below.entries}
+    for key, value in above.entries:
+        old = entries.get(key.name)
+        entries[key.name] = (key, merge(old[1], value) if old else value)
+    return MapNode(above.where, tuple(entries.values()), below.replaces)
+
+
+def resolve(
+    recipe: str,
+    *,
+    base_config: str | None = None,
+    overlays: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Merge base_config, the recipe's `extends`, the recipe and the overlays; the later wins.
+
+    recipe, base_config, overlays: paths or bare names. env: by default the process's environment.
+    Raises InvalidInput with the problems of all files, or with those of all variables.
+    """
+    resolved, unset = resolve_files(recipe, base_config=base_config, overlays=overlays, env=env)
+    if unset:
+        raise InvalidInput(unset)
+    return resolved
+
+
+def resolve_files(
+    recipe: str, *, base_config: str | None, overlays: Sequence[str], env: Mapping[str, str] | None
+) -> tuple[Resolved, list[Problem]]:
+    """As `resolve`, but problems with variables are handed over, so that they can be told with those of the keys.
+
+    The texts that they stand in are left as they were written.
+    """
+    environment = os.environ if env is None else env
+    reader = _Reader(environment)
+    under = [] if base_config is None else [base_config]
+    paths = [reader.find(name, None, None) for name in (*under, recipe, *overlays)]
+    tree = MapNode(Where(recipe), ())
+    for path in paths:
+        if path:
+            tree = reader.put(tree, reader.read(path))
+    if reader.problems:
+        raise InvalidInput(reader.problems)
+    unset: list[Problem] = []
+    replaced = substitute(tree, environment, "", unset)
+    own = paths[len(under)]
+    assert own, "a recipe that was not found is a problem"
+    assert isinstance(replaced, MapNode)
+    file = _shown(own)
+    files = tuple(reader.folders)
+    return Resolved(own.stem, file, files, reader.folders, _without_nulls(replaced), tuple(reader.notes)), unset
+
+
+class _Reader:
+    """Reads files with what they extend, each once, and gathers problems and notes."""
+
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self.env = env
+        self.problems: list[Problem] = []
+        self.notes: list[Problem] = []
+        self.folders: dict[str, Path] = {}
+        self._trees: dict[Path, MapNode] = {}
+        self._chain: list[tuple[Path, Where]] = []
+        """The files being read, outermost first, each with the `extends` in it that is being followed."""
+
+    def find(self, name: str, beside: Path | None, where: Where | None) -> Path | None:
+        """The file of that name; None after noting that there is none."""
+        try:
+            path, note = find_recipe(name, beside=beside)
+        except InvalidInput as error:
+            self.problems += [replace(problem, where=where) for problem in error.problems]
+            return None
+        if note:
+            self.notes.append(replace(note, where=where))
+        return path
+
+    def read(self, path: Path) -> MapNode:
+        """The file merged over what it extends, without `extends`."""
+        path = path.absolute()
+        shown = _shown(path)
+        if path not in self._trees:
+            try:
+                own = load_file(path, shown=shown)
+            except InvalidInput as error:
+                self.problems += error.problems
+                own = MapNode(Where(shown), ())
+            tree = MapNode(own.where, ())
+            for name in self._extends(own):
+                assert isinstance(name.value, str)
+                beside = None if name.from_shell else path.parent
+                if base := self.find(name.value, beside, name.where):
+                    self._chain.append((path, name.where))
+                    if not self._closes_cycle(base, name.where):
+                        tree = self.put(tree, self.read(base))
+                    self._chain.pop()
+            kept = tuple((key, value) for key, value in own.entries if key.name != "extends")
+            self.folders.setdefault(shown, path.parent)
+            self._trees[path] = self.put(tree, replace(own, entries=kept))
+        return self._trees[path]
+
+    def put(self, below: MapNode, above: MapNode) -> MapNode:
+        """Merge, with a note for each section that a forgotten value clears."""
+        self.notes += _emptied(below, above, "")
+        merged = merge(below, above)
+        assert isinstance(merged, MapNode)
+        return merged
+
+    def _extends(self, tree: MapNode) -> Iterator[ScalarNode]:
+        for key, node in tree.entries:
+            if key.name != "extends":
+                continue
+            before = len(self.problems)
+            value = substitute(node, self.env, "extends", self.problems)
+            if len(self.problems) > before:
+                continue
+            for item in value.items if isinstance(value, SeqNode) else (value,):
+                if isinstance(item, ScalarNode) and isinstance(item.value, str):
+                    yield item
+                elif not isinstance(item, ScalarNode) or item.value is not None:
+                    what = "extends: a recipe's path or bare name, or a list of them, belongs here"
+                    self.problems.append(Problem(what, where=item.where))
+
+    def _closes_cycle(self, base: Path, where: Where) -> bool:
+        files = [os.path.realpath(file) for file, _ in self._chain]
+        if (file := os.path.realpath(base)) not in files:
+            return False
+        links = [str(link) for _, link in self._chain[files.index(file) :]]
+        do = " → ".join([*links, _shown(base)])
+        self.problems.append(Problem("extends leads back to a file that it came from", do, where))
+        return True
+
+
+def _shown(path: Path) -> str:
+    """The path, or the way to it from the working directory where that is shorter."""
+    return min(str(path.absolute()), os.path.relpath(path), key=len)
+
+
+def _emptied(below: Node, above: Node, key: str) -> Iterator[Problem]:
+    """Mappings that a key without a value clears, most often because all its lines were commented out."""
+    if not isinstance(below, MapNode):
+        return
+    if isinstance(above, MapNode) and not above.replaces:
+        old = {name.name: value for name, value in below.entries}
+        for name, value in above.entries:
+            if name.name in old:
+                yield from _emptied(old[name.name], value, f"{key}.{name.name}" if key else name.name)
+    elif isinstance(above, ScalarNode) and above.plain and above.text == "" and below.entries:
+        what = f"{key} without a value clears what {below.where} wrote there"
+        yield Problem(what, "remove the line to keep it, or write null if that is meant", above.where)
+
+
+def _without_nulls(tree: MapNode) -> MapNode:
+    """Drop cleared keys, so that they have their defaults. In lists null stays: they are not merged."""
+    entries: list[tuple[KeyNode, Node]] = []
+    for key, value in tree.entries:
+        if isinstance(value, MapNode):
+            entries.append((key, _without_nulls(value)))
+        elif not isinstance(value, ScalarNode) or value.value is not None:
+            entries.append((key, value))
+    return replace(tree, entries=tuple(entries))

@@ -1,0 +1,435 @@
+"""A recipe and this host -> the one document that every process of a run reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from vltool import __version__
+from vltool.checkpoint.architecture import Architecture, read_architecture
+from vltool.checkpoint.census import last_complete
+from vltool.errors import InvalidInput, Problem
+from vltool.recipe.schema import Recipe
+from vltool.run import unsupported
+from vltool.run.evidence import to_json
+
+NO_TARGETS = "dummy-target-modules"
+"""peft's word for an adapter without targets, for `target_regex: '^$'`, which peft refuses (DUMMY_TARGET_MODULES)."""
+
+OURS = frozenset(
+    {
+        "add_version", "check_model", "dataset", "fp16_full_eval", "include_num_input_tokens_seen", "logging_dir",
+        "remove_unused_columns", "split_dataset_ratio", "strict", "use_logits_to_keep", "val_dataset",
+    }
+)  # fmt: skip
+"""Arguments of ms-swift that vltool sets itself, so that a recipe cannot."""
+
+SILENT_RESIZERS = ("MAX_PIXELS", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "IMAGE_MIN_TOKEN_NUM", "SPATIAL_MERGE_SIZE")
+"""Environment variables by which the training stack resizes images without a word."""
+
+
+class TunerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What should train; the audits hold the prepared model against it."""
+
+    tuner_type: str
+    freeze_llm: bool
+    freeze_vit: bool
+    freeze_aligner: bool
+    target_modules: tuple[str, ...]
+    target_regex: str | None
+    modules_to_save: tuple[str, ...]
+    frozen_vit_blocks: int
+    """Vision blocks before this one stay frozen although `freeze_vit` is false."""
+
+
+class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Records, how they become messages, and the limits they must keep."""
+
+    train_jsonl: str
+    val_jsonl: str | None
+    train_sample_limit: int | None
+    val_sample_limit: int | None
+    user_prompt: str
+    system_prompt: str | None
+    emit_norm: Literal["none", "norm100", "norm1000"]
+    use_summary: bool
+    max_length: int
+    max_pixels: int | None
+    image_root: str | None
+    on_bad_record: Literal["error", "skip"]
+    preflight: bool
+    skip_train: tuple[int, ...] = ()
+    """Positions of records that the audit found bad and the recipe allows to skip."""
+    skip_val: tuple[int, ...] = ()
+
+
+class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The teacher and the weights of the loss (see `vltool.training.losses`)."""
+
+    teacher: Literal["adapters_off", "copy"]
+    """`adapters_off`: the student with its adapters disabled is the teacher; `copy`: a second, frozen model."""
+    teacher_model: str
+    teacher_model_type: str
+    beta: float
+    sft_alpha: float
+    llm_kd_weight: float
+    kd_temperature: float
+    eval_kd_batches: int | Literal["all"]
+
+
+class RunPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything a rank needs; written as plan.json, and the worker reads nothing else."""
+
+    vltool: str
+    recipe: str
+    run_dir: str
+    resume: str | None
+    """Checkpoint folder of this same run from which training goes on."""
+    model: str
+    model_type: str
+    arguments: dict[str, Any]
+    """ms-swift's arguments by name."""
+    origins: dict[str, str]
+    """Argument -> file:line:column of the recipe line that set it."""
+    tuner: TunerPlan
+    data: DataPlan
+    distillation: DistillationPlan | None
+    dump_conversation: str | None
+    """File that gets the first training sample as the model reads it."""
+    env: dict[str, str]
+    debug: bool
+    probe: bool
+    """Measure a fixed batch before and after training, for `vltool smoke`."""
+
+    def to_json(self) -> bytes:
+        """The document as indented JSON."""
+        return to_json(self)
+
+    @staticmethod
+    def from_json(document: bytes) -> RunPlan:
+        """The plan that `to_json` wrote."""
+        return msgspec.json.decode(document, type=RunPlan)
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    now: datetime | None = None,
+    debug: bool = False,
+    probe: bool = False,
+) -> RunPlan:
+    """Turn a recipe into a plan for one process on this host. Writes nothing.
+
+    Raises InvalidInput with every problem: what is not built yet, absent paths, a checkpoint that is no
+    Qwen3-VL, arguments that contradict each other, a run folder in use.
+    """
+    env = os.environ if env is None else env
+    problems = [*unsupported.problems(recipe), *_environment(recipe, env)]
+    architecture = _checkpoint(recipe, "model.model", recipe.model.model, problems)
+    _absent_files(recipe, problems)
+    if not recipe.custom.user_prompt:
+        problems.append(
+            Problem("custom.user_prompt is missing", "say what the model is asked", recipe.where("custom.user_prompt"))
+        )
+    model_type = recipe.model.model_type or (architecture.model_type if architecture else "")
+    run_dir, resume = _run_folder(recipe, cwd, now or datetime.now(UTC), problems)
+    arguments, origins = _arguments(recipe, problems)
+    tuner = _tuner(recipe, architecture, arguments)
+    distillation = _distillation(recipe, architecture, tuner, arguments, problems)
+    if problems:
+        raise InvalidInput(problems)
+
+    custom = recipe.custom
+    arguments |= {
+        "model": recipe.model.model,
+        "model_type": model_type,
+        "output_dir": str(run_dir),
+        "max_length": recipe.global_max_length,
+        "max_model_len": recipe.global_max_length,
+    }
+    arguments.setdefault("template", "qwen3_vl")
+    _precision(arguments)
+    if custom.val_jsonl is None:
+        arguments["eval_strategy"] = "no"
+        arguments.pop("eval_steps", None)
+    dump = None
+    if custom.dump_conversation_text or custom.dump_conversation_path:
+        dump = custom.dump_conversation_path or str(run_dir / "conversation.txt")
+    return RunPlan(
+        vltool=__version__,
+        recipe=recipe.name,
+        run_dir=str(run_dir),
+        resume=None if resume is None else str(resume),
+        model=str(recipe.model.model),
+        model_type=model_type,
+        arguments=dict(sorted(arguments.items())),
+        origins=origins,
+        tuner=tuner,
+        data=DataPlan(
+            train_jsonl=str(custom.train_jsonl),
+            val_jsonl=custom.val_jsonl,
+            train_sample_limit=_smaller(custom.sample_limit, custom.train_sample_limit),
+            val_sample_limit=_smaller(custom.sample_limit, custom.val_sample_limit),
+            user_prompt=str(custom.user_prompt),
+            system_prompt=custom.system_prompt,
+            emit_norm=custom.emit_norm,
+            use_summary=custom.use_summary,
+            max_length=recipe.global_max_length,
+            max_pixels=arguments.get("max_pixels"),
+            image_root=env.get("ROOT_IMAGE_DIR") or None,
+            on_bad_record=recipe.data.on_bad_record,
+            preflight=custom.preflight,
+        ),
+        distillation=distillation,
+        dump_conversation=dump,
+        env=dict(recipe.launch.env),
+        debug=debug,
+        probe=probe,
+    )
+
+
+def _smaller(*limits: int | None) -> int | None:
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _checkpoint(recipe: Recipe, key: str, folder: str | None, problems: list[Problem]) -> Architecture | None:
+    where = recipe.where(key)
+    if folder is None:
+        problems.append(Problem(f"{key} is missing", "name the folder of the base checkpoint", where))
+        return None
+    try:
+        return read_architecture(Path(folder))
+    except InvalidInput as error:
+        problems.extend(Problem(f"{key}: {problem.what}", problem.do, where) for problem in error.problems)
+        return None
+
+
+def _absent_files(recipe: Recipe, problems: list[Problem]) -> None:
+    for key, path in (
+        ("custom.train_jsonl", recipe.custom.train_jsonl),
+        ("custom.val_jsonl", recipe.custom.val_jsonl),
+    ):
+        if path is not None and not Path(path).is_file():
+            problems.append(Problem(f"{key}: no such file: {path}", "mend the path", recipe.where(key)))
+
+
+def _environment(recipe: Recipe, env: Mapping[str, str]) -> list[Problem]:
+    """Variables that would resize images behind the recipe's back."""
+    wanted = str(recipe.swift.get("template", {}).get("max_pixels"))
+    return [
+        Problem(
+            f"the environment sets {name}={env[name]}, by which images would be resized silently",
+            "unset it: template.max_pixels is the one size knob",
+        )
+        for name in SILENT_RESIZERS
+        if name in env and not (name == "MAX_PIXELS" and env[name] == wanted)
+    ]
+
+
+def _run_folder(recipe: Recipe, cwd: Path, now: datetime, problems: list[Problem]) -> tuple[Path, Path | None]:
+    """The run folder and the checkpoint to go on from."""
+    wanted, resume = recipe.training.output_dir, recipe.training.resume_from_checkpoint
+    siblings = cwd / "runs" / recipe.name
+    run_dir = Path(wanted) if wanted else siblings / now.strftime("%Y%m%dT%H%M%SZ")
+    where = recipe.where("training.resume_from_checkpoint" if resume else "training.output_dir")
+    checkpoint: Path | None = None
+    if resume == "auto":
+        runs = [run_dir] if wanted else sorted(siblings.glob("*"), reverse=True)
+        checkpoint = next((found for run in runs if (found := last_complete(run))), None)
+        if checkpoint is not None:
+            run_dir = checkpoint.parent
+    elif resume is not None:
+        checkpoint = Path(resume)
+        if not checkpoint.is_dir():
+            problems.append(Problem(f"no such checkpoint: {checkpoint}", "name one, or say auto", where))
+        if not wanted:
+            run_dir = checkpoint.parent
+    used = run_dir.is_dir() and any(run_dir.iterdir())
+    if used and (checkpoint is None or checkpoint.parent.resolve() != run_dir.resolve()):
+        problems.append(
+            Problem(
+                f"the run folder {run_dir} is not empty",
+                "choose another training.output_dir, or go on with training.resume_from_checkpoint: auto",
+                where,
+            )
+        )
+    elif run_dir.exists() and not run_dir.is_dir():
+        problems.append(Problem(f"the run folder {run_dir} is a file", "choose another training.output_dir", where))
+    return run_dir, checkpoint
+
+
+def _arguments(recipe: Recipe, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, str]]:
+    """ms-swift's arguments as the recipe's sections give them, each with its origin."""
+    arguments: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for section, values in recipe.swift.items():
+        for name, value in values.items():
+            where = recipe.where(f"{section}.{name}")
+            if name in OURS:
+                problems.append(Problem(f"{section}.{name} is set by vltool itself", "take the line out", where))
+            elif name in arguments and arguments[name] != value:
+                problems.append(
+                    Problem(
+                        f"{section}.{name} was given another value at {origins[name]}", "keep one of the two", where
+                    )
+                )
+            else:
+                arguments[name] = value
+                origins[name] = str(where)
+    _accumulation(recipe, arguments, origins, problems)
+    best = arguments.get("metric_for_best_model")
+    if isinstance(best, str):
+        arguments["metric_for_best_model"] = best.replace("eval/", "eval_", 1)
+    # TensorBoard is written by vltool, from the rows of logging.jsonl.
+    report_to = arguments.get("report_to") or []
+    report_to = [report_to] if isinstance(report_to, str) else list(report_to)
+    arguments["report_to"] = [name for name in report_to if name not in ("tensorboard", "none")] or ["none"]
+    return arguments, origins
+
+
+def _accumulation(
+    recipe: Recipe, arguments: dict[str, Any], origins: dict[str, str], problems: list[Problem], processes: int = 1
+) -> None:
+    wanted = recipe.training.effective_batch_size
+    if wanted is None:
+        return
+    where = recipe.where("training.effective_batch_size")
+    if "gradient_accumulation_steps" in arguments:
+        problems.append(
+            Problem(
+                "training.effective_batch_size and training.gradient_accumulation_steps say the same thing twice "
+                f"(the latter at {origins['gradient_accumulation_steps']})",
+                "keep one of the two",
+                where,
+            )
+        )
+        return
+    together = int(arguments.get("per_device_train_batch_size", 1)) * processes
+    steps, rest = divmod(wanted, together)
+    if rest or not steps:
+        near = " or ".join(str(n * together) for n in dict.fromkeys((max(steps, 1), steps + 1)))
+        problems.append(
+            Problem(
+                f"training.effective_batch_size: {wanted} is no multiple of {together} samples "
+                f"(per_device_train_batch_size x processes)",
+                f"set it to {near}",
+                where,
+            )
+        )
+        return
+    arguments["gradient_accumulation_steps"] = steps
+    origins["gradient_accumulation_steps"] = str(where)
+
+
+def _precision(arguments: dict[str, Any]) -> None:
+    """Say the precision outright: ms-swift turns fp16 on for float32 weights when nothing is said."""
+    dtype = arguments.setdefault("torch_dtype", "bfloat16")
+    arguments.setdefault("bf16", dtype == "bfloat16")
+    arguments.setdefault("fp16", dtype == "float16")
+
+
+def _tuner(recipe: Recipe, architecture: Architecture | None, arguments: dict[str, Any]) -> TunerPlan:
+    tuner = recipe.tuner
+    depth = architecture.vision_depth if architecture else 0
+    frozen_blocks = 0
+    if not tuner.freeze_vit and tuner.last_vit_blocks is not None:
+        frozen_blocks = max(0, depth - tuner.last_vit_blocks)
+    arguments |= {
+        "tuner_type": tuner.tuner_type,
+        "freeze_llm": tuner.freeze_llm,
+        "freeze_vit": tuner.freeze_vit,
+        "freeze_aligner": tuner.freeze_aligner,
+        "target_modules": list(tuner.target_modules),
+        "modules_to_save": list(tuner.modules_to_save),
+    }
+    target_regex = tuner.target_regex
+    if tuner.tuner_type == "full":
+        if frozen_blocks:
+            stem = [f"model.visual.blocks.{block}." for block in range(frozen_blocks)]
+            arguments["freeze_parameters"] = [
+                *arguments.get("freeze_parameters", []), "model.visual.patch_embed", "model.visual.pos_embed", *stem,
+            ]  # fmt: skip
+    elif target_regex is not None:
+        arguments["target_regex"] = NO_TARGETS if target_regex in ("^$", "") else target_regex
+    elif frozen_blocks:
+        target_regex = _last_blocks_regex(tuner.freeze_llm, tuner.freeze_aligner, frozen_blocks, depth)
+        arguments["target_regex"] = target_regex
+    return TunerPlan(
+        tuner_type=tuner.tuner_type,
+        freeze_llm=tuner.freeze_llm,
+        freeze_vit=tuner.freeze_vit,
+        freeze_aligner=tuner.freeze_aligner,
+        target_modules=tuner.target_modules,
+        target_regex=target_regex,
+        modules_to_save=tuner.modules_to_save,
+        frozen_vit_blocks=frozen_blocks,
+    )
+
+
+def _last_blocks_regex(freeze_llm: bool, freeze_aligner: bool, first_block: int, depth: int) -> str:
+    """Full names of the linear modules that `all-linear` would reach, of the vision blocks only the last ones."""
+    blocks = "|".join(str(block) for block in range(first_block, depth))
+    parts = [rf"model\.visual\.blocks\.({blocks})\.(attn\.(qkv|proj)|mlp\.linear_fc[12])"]
+    if not freeze_aligner:
+        parts.append(r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]")
+    if not freeze_llm:
+        parts.append(r"model\.language_model\.layers\.\d+\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)")
+    return f"^({'|'.join(parts)})$"
+
+
+def _distillation(
+    recipe: Recipe,
+    architecture: Architecture | None,
+    tuner: TunerPlan,
+    arguments: dict[str, Any],
+    problems: list[Problem],
+) -> DistillationPlan | None:
+    rlhf = recipe.rlhf
+    if rlhf.rlhf_type is None:
+        return None
+    same = rlhf.teacher_model is None or _same_folder(rlhf.teacher_model, recipe.model.model)
+    teacher = architecture
+    if not same:
+        teacher = _checkpoint(recipe, "rlhf.teacher_model", rlhf.teacher_model, problems)
+        if teacher and architecture and teacher.vocab_size != architecture.vocab_size:
+            problems.append(
+                Problem(
+                    f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's {architecture.vocab_size}",
+                    "distillation compares them entry by entry: use a teacher of the same family",
+                    recipe.where("rlhf.teacher_model"),
+                )
+            )
+    if rlhf.sft_alpha == 0.0 and rlhf.llm_kd_weight == 0.0:
+        problems.append(
+            Problem(
+                "rlhf.sft_alpha and rlhf.llm_kd_weight are both 0: nothing would be trained",
+                "give one of them a weight",
+                recipe.where("rlhf.llm_kd_weight"),
+            )
+        )
+    # Disabling anything but a plain adapter does not give the base back: PiSSA, OLoRA, `lora_bias: all`.
+    restores = tuner.tuner_type == "lora" and arguments.get("lora_bias", "none") == "none"
+    return DistillationPlan(
+        teacher="adapters_off" if same and restores else "copy",
+        teacher_model=str(recipe.model.model if same else rlhf.teacher_model),
+        teacher_model_type=rlhf.teacher_model_type or (teacher.model_type if teacher else ""),
+        beta=rlhf.beta,
+        sft_alpha=rlhf.sft_alpha,
+        llm_kd_weight=rlhf.llm_kd_weight,
+        kd_temperature=rlhf.kd_temperature,
+        eval_kd_batches=rlhf.eval_kd_batches,
+    )
+
+
+def _same_folder(first: str | None, second: str | None) -> bool:
+    if first is None or second is None:
+        return False
+    return first == second or Path(first).resolve() == Path(second).resolve()

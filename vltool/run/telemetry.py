@@ -1,0 +1,85 @@
+"""Names of metrics and the rows of logging.jsonl, both ways."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vltool.errors import BadContent
+from vltool.run.evidence import write_atomically
+from vltool.run.plan import RunPlan
+
+FILE_NAME = "logging.jsonl"
+WARNINGS_FILE_NAME = "warnings.jsonl"
+
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def prefixed(name: str) -> str:
+    """A trainer's metric name with its one prefix: `loss` -> `train/loss`, `eval_loss` -> `eval/loss`."""
+    return f"eval/{name.removeprefix('eval_')}" if name.startswith("eval_") else f"train/{name}"
+
+
+def make_row(step: int, logs: Mapping[str, Any]) -> dict[str, int | float]:
+    """One row: the integer `step`, then every numeric metric under its prefixed name."""
+    metrics = {prefixed(name): float(value) for name, value in logs.items() if isinstance(value, int | float)}
+    return {"step": step} | metrics
+
+
+def encode_row(row: Mapping[str, int | float]) -> str:
+    """The row as one JSON line. JSON has no NaN and no infinity: they become the strings nan, inf and -inf."""
+    return json.dumps(
+        {
+            name: value if isinstance(value, int) or math.isfinite(value) else str(float(value))
+            for name, value in row.items()
+        }
+    )
+
+
+def append_row(run_dir: Path, row: Mapping[str, int | float]) -> None:
+    """Add a row to the run's logging.jsonl."""
+    with (run_dir / FILE_NAME).open("a", encoding="utf-8") as file:
+        file.write(encode_row(row) + "\n")
+
+
+def read_rows(run_dir: Path) -> Iterator[dict[str, int | float]]:
+    """Rows of the run's logging.jsonl, oldest first; none if there is no such file.
+
+    Raises BadContent for a line that is no metric row.
+    """
+    path = run_dir / FILE_NAME
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            yield {name: _NOT_FINITE[value] if isinstance(value, str) else value for name, value in row.items()}
+        except (ValueError, AttributeError, KeyError) as error:
+            raise BadContent(f"{path}:{number}: is no metric row: {error}", "look at what else writes there") from error
+
+
+def forget_after(run_dir: Path, step: int) -> None:
+    """Drop the rows of steps after `step`: a resumed run writes them again."""
+    kept = [encode_row(row) + "\n" for row in read_rows(run_dir) if row["step"] <= step]
+    write_atomically(run_dir / FILE_NAME, "".join(kept).encode())
+
+
+def expected_metrics(plan: RunPlan, split: str) -> set[str]:
+    """Names that every row of `split` (`train` or `eval`) must hold."""
+    names = {"loss", "sft_loss", "token_acc", "epoch"}
+    if split == "train":
+        names |= {"grad_norm", "learning_rate"}
+    kd = plan.distillation
+    if kd is not None and kd.llm_kd_weight > 0 and (split == "train" or kd.eval_kd_batches != 0):
+        names.add("llm_kd_loss")
+    return {f"{split}/{name}" for name in names}
+
+
+def identity_error(plan: RunPlan, row: Mapping[str, int | float], split: str) -> float:
+    """|loss − (sft_alpha·sft_loss + llm_kd_loss)| of a row: how far the loss is from the sum of its parts."""
+    alpha = 1.0 if plan.distillation is None else plan.distillation.sft_alpha
+    parts = alpha * row[f"{split}/sft_loss"] + row.get(f"{split}/llm_kd_loss", 0.0)
+    return abs(row[f"{split}/loss"] - parts)

@@ -1,0 +1,135 @@
+"""Trainer events -> telemetry, audits and the operator's stop. Prints nothing."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from transformers import TrainerCallback
+
+from vltool.errors import RunFailed
+from vltool.run import telemetry
+from vltool.run.evidence import Evidence
+from vltool.run.launch import Reporter
+from vltool.training.freeze import GradientAudit, fingerprints
+from vltool.training.trainer import CaptionTrainer
+
+
+class Telemetry(TrainerCallback):
+    """Writes each row to logging.jsonl and TensorBoard, the same names and values, and reports it."""
+
+    def __init__(self, run_dir: Path, reporter: Reporter, *, resumed_step: int | None) -> None:
+        self._run_dir = run_dir
+        self._reporter = reporter
+        if resumed_step is not None:
+            telemetry.forget_after(run_dir, resumed_step)
+        purge = None if resumed_step is None else resumed_step + 1
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Report progress."""
+        self._reporter.step(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Write one row. Raises RunFailed when the loss or its gradient is not finite."""
+        logs = dict(logs or {})
+        if "train_runtime" in logs:
+            # The parent's summary at the end of training is no metric of a step.
+            return
+        row = telemetry.make_row(state.global_step, logs)
+        telemetry.append_row(self._run_dir, row)
+        for name, value in row.items():
+            if name != "step":
+                self._board.add_scalar(name, value, state.global_step)
+        self._board.flush()
+        self._reporter.row(row)
+        for name in ("train/loss", "train/grad_norm", "eval/loss"):
+            if not math.isfinite(row.get(name, 0.0)):
+                raise RunFailed(
+                    f"{name} is {row[name]} at step {state.global_step}",
+                    "lower the learning rate, or look for bad records: the last rows of logging.jsonl show the way in",
+                )
+
+    def close(self) -> None:
+        """Flush and close TensorBoard's file."""
+        self._board.close()
+
+
+class StepAudit(TrainerCallback):
+    """Audit after step 1: gradients where something should train, not a bit changed where nothing should."""
+
+    def __init__(self, trainer: CaptionTrainer, evidence: Evidence, run_dir: Path, before: dict[str, int]) -> None:
+        self._trainer = trainer
+        self._evidence = evidence
+        self._run_dir = run_dir
+        self._before = before
+        self._gradients = GradientAudit(trainer.model)
+        self._looked_at_frozen = False
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the gradients until each part has shown its own. Raises RunFailed with the table."""
+        self._trainer.note_rates()
+        if self._gradients.done:
+            return
+        rate = max((group["lr"] for group in self._trainer.optimizer.param_groups), default=0.0)
+        broken = self._gradients.observe(
+            self._trainer.model, saw_images=self._trainer.saw_images, learning_rate=float(rate)
+        )
+        shown = self._gradients.per_tower()
+        for row in self._evidence.towers or []:
+            row.got_gradient = shown.get(row.tower)
+        if broken or self._gradients.done:
+            self._evidence.gradient_problems = broken
+            self._evidence.write(self._run_dir)
+        if broken:
+            raise RunFailed(f"audit of the gradients at step {state.global_step + 1}: " + "; ".join(broken))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After the first step: frozen parameters must be bit for bit what they were."""
+        if not self._looked_at_frozen:
+            self._looked_at_frozen = True
+            self.look_at_frozen(state.global_step)
+
+    def look_at_frozen(self, step: int) -> None:
+        """Compare frozen parameters with those before step 1. Raises RunFailed where one changed."""
+        now = fingerprints(self._trainer.model)
+        changed = sorted(name for name, value in self._before.items() if now.get(name) != value)
+        self._evidence.frozen_tensors = len(self._before)
+        self._evidence.frozen_changed = changed
+        self._evidence.write(self._run_dir)
+        if changed:
+            raise RunFailed(f"{len(changed)} frozen parameters changed by step {step}, the first: {changed[0]}")
+
+
+class Stop(TrainerCallback):
+    """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second Ctrl-C at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop, if a signal came."""
+        if self.signal is not None:
+            control.should_save = True
+            control.should_evaluate = False
+            control.should_training_stop = True
+
+    def _receive(self, number: int, _: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Receive the signals inside; former handlers are put back."""
+        former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)

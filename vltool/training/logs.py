@@ -1,0 +1,64 @@
+"""What the libraries below say goes into the run's warnings.jsonl, not over the operator's terminal."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from vltool.run.telemetry import WARNINGS_FILE_NAME
+
+LOGGERS = ("swift", "transformers", "peft", "accelerate", "py.warnings")
+
+
+class WarningsFile(logging.Handler):
+    """Appends each warning, once, as a JSON line."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__(logging.WARNING)
+        self._path = run_dir / WARNINGS_FILE_NAME
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; nothing before the run folder exists."""
+        message = record.getMessage()
+        if message in self._seen or not self._path.parent.is_dir():
+            return
+        self._seen.add(message)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"logger": record.name, "level": record.levelname, "message": message}) + "\n")
+
+
+@contextmanager
+def logs_into(run_dir: Path, *, show: bool) -> Iterator[None]:
+    """Inside, warnings of ms-swift, transformers, peft and Python go to the run folder.
+
+    show: leave the libraries' own output on the terminal too.
+    """
+    handler = WarningsFile(run_dir)
+    logging.captureWarnings(True)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    former = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    bars = transformers_logging.is_progress_bar_enabled()
+    if not show:
+        transformers_logging.disable_progress_bar()
+    for logger in loggers:
+        if not show:
+            logger.handlers = []
+            logger.setLevel(logging.WARNING)
+            logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, level, handlers, propagate in former:
+            logger.handlers = handlers
+            logger.setLevel(level)
+            logger.propagate = propagate
+        logging.captureWarnings(False)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,250 @@
+"""Cross entropy and distillation divergence from hidden states, with no full logits.
+
+Suffixes: N label positions, H hidden size, V vocabulary.
+
+Student logits s, teacher logits t, temperature τ: p = softmax(t/τ), q = softmax(s/τ), in fp32.
+β = 0: KL(p‖q); β = 1: KL(q‖p); between, with m = β·p + (1−β)·q: β·KL(p‖m) + (1−β)·KL(q‖m).
+Source: Agarwal et al., "On-Policy Distillation of Language Models" (2306.13649), eq. 1; the
+convention of β is that of TRL and ms-swift.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_MAX_EXPONENT = 80.0
+"""Largest x at which exp(x) is far from fp32's limit."""
+IGNORE = -100
+"""Label of positions that no loss sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class DistillationLoss:
+    """The loss to differentiate, and the sums it was made of: float64 scalars on the loss's device.
+
+    loss = (ce_weight · ce_sum + kd_weight · kd_sum) ÷ denominator; the sums themselves are unweighted.
+    """
+
+    loss: Tensor
+    ce_sum: Tensor
+    kd_sum: Tensor
+    entropy_sum: Tensor
+    """Entropy of the student's distribution (τ = 1), in nats."""
+    correct: Tensor
+    """Positions at which the student's likeliest token is the label."""
+    tokens: Tensor
+    """Positions whose label is not `IGNORE`."""
+
+
+def distillation_loss(
+    student_hidden_NH: Tensor,
+    labels_N: Tensor,
+    student_head_VH: Tensor,
+    *,
+    teacher_hidden_NH: Tensor | None = None,
+    teacher_head_VH: Tensor | None = None,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    ce_weight: float = 1.0,
+    kd_weight: float = 1.0,
+    ce_mask_N: Tensor | None = None,
+    denominator: Tensor | float | None = None,
+    chunk_tokens: int = 256,
+) -> DistillationLoss:
+    """Cross entropy and JSD_β over label positions, in chunks of `chunk_tokens` positions.
+
+    labels_N: int64, already shifted (labels_N[i] is the token that student_hidden_NH[i] predicts),
+        `IGNORE` where no loss applies.
+    student_hidden_NH, teacher_hidden_NH: last hidden states, any float dtype; the teacher's may have
+        another hidden size, with its own head of the same vocabulary. Without a teacher kd_sum is 0.
+    student_head_VH, teacher_head_VH: weights of the language heads; an adapted head is passed merged.
+    ce_mask_N: bool; positions that are False are left out of the cross entropy, not of the divergence.
+    denominator: what the sums are divided by; by default the number of label positions here. A
+        training step passes the number of the whole optimizer step, so that micro-batches add up.
+
+    Differentiable once in student_hidden_NH and, when it requires grad, in student_head_VH; gradients
+    are made inside the forward chunk, so no [N, V] tensor outlives one. Without any label position the
+    loss is an exact zero that is still connected to student_hidden_NH.
+    Raises ValueError for a β outside [0, 1], a temperature that is not positive, or shapes that differ.
+    """
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f"beta must lie in [0, 1], got {beta}")
+    if not temperature > 0.0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    if chunk_tokens < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    if student_hidden_NH.shape[0] != labels_N.shape[0]:
+        raise ValueError(f"{student_hidden_NH.shape[0]} hidden states, but {labels_N.shape[0]} labels")
+    if (teacher_hidden_NH is None) != (teacher_head_VH is None):
+        raise ValueError("a teacher is its hidden states and its head: pass both or neither")
+    if teacher_hidden_NH is not None and teacher_hidden_NH.shape[0] != labels_N.shape[0]:
+        raise ValueError(f"{teacher_hidden_NH.shape[0]} teacher states, but {labels_N.shape[0]} labels")
+    if teacher_head_VH is not None and teacher_head_VH.shape[0] != student_head_VH.shape[0]:
+        raise ValueError(
+            f"the student's vocabulary has {student_head_VH.shape[0]} entries, the teacher's {teacher_head_VH.shape[0]}"
+        )
+
+    positions = (labels_N != IGNORE).nonzero().squeeze(-1)
+    if denominator is None:
+        denominator = float(max(positions.numel(), 1))
+    settings = _Settings(beta, temperature, ce_weight, kd_weight, chunk_tokens)
+    outputs = _FusedLoss.apply(
+        student_hidden_NH.index_select(0, positions),
+        student_head_VH,
+        labels_N.index_select(0, positions),
+        None if teacher_hidden_NH is None else teacher_hidden_NH.detach().index_select(0, positions),
+        None if teacher_head_VH is None else teacher_head_VH.detach(),
+        None if ce_mask_N is None else ce_mask_N.index_select(0, positions),
+        torch.as_tensor(denominator, dtype=torch.float64, device=student_hidden_NH.device),
+        settings,
+    )
+    return DistillationLoss(*outputs, tokens=(labels_N != IGNORE).sum().double())
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    beta: float
+    temperature: float
+    ce_weight: float
+    kd_weight: float
+    chunk_tokens: int
+
+
+class _FusedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        head_VH: Tensor,
+        labels_N: Tensor,
+        teacher_hidden_NH: Tensor | None,
+        teacher_head_VH: Tensor | None,
+        ce_mask_N: Tensor | None,
+        denominator: Tensor,
+        settings: _Settings,
+    ) -> tuple[Tensor, ...]:
+        wants_hidden, wants_head = ctx.needs_input_grad[:2]
+        # fp32 accumulation: the head's gradient is a sum over all chunks, the sums run over all tokens.
+        grad_hidden_NH = torch.zeros_like(hidden_NH) if wants_hidden else None
+        grad_head_VH = torch.zeros_like(head_VH, dtype=torch.float32) if wants_head else None
+        sums = torch.zeros(4, dtype=torch.float64, device=hidden_NH.device)
+
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            for start in range(0, hidden_NH.shape[0], settings.chunk_tokens):
+                rows = slice(start, start + settings.chunk_tokens)
+                teacher_logits_CV = None
+                if teacher_hidden_NH is not None and teacher_head_VH is not None:
+                    teacher_logits_CV = _logits(teacher_hidden_NH[rows], teacher_head_VH)
+                part, grad_logits_CV = _chunk(
+                    _logits(hidden_NH[rows], head_VH),
+                    labels_N[rows],
+                    teacher_logits_CV,
+                    None if ce_mask_N is None else ce_mask_N[rows],
+                    settings,
+                    wants_grad=wants_hidden or wants_head,
+                )
+                sums += part
+                if grad_logits_CV is not None:
+                    grad_logits_CV = (grad_logits_CV / denominator).to(head_VH.dtype)
+                    if grad_hidden_NH is not None:
+                        grad_hidden_NH[rows] = grad_logits_CV @ head_VH
+                    if grad_head_VH is not None:
+                        grad_head_VH += (grad_logits_CV.T @ hidden_NH[rows].to(head_VH.dtype)).float()
+
+        ctx.save_for_backward(grad_hidden_NH, None if grad_head_VH is None else grad_head_VH.to(head_VH.dtype))
+        ce_sum, kd_sum, entropy_sum, correct = sums.unbind()
+        loss = (settings.ce_weight * ce_sum + settings.kd_weight * kd_sum) / denominator
+        ctx.mark_non_differentiable(ce_sum, kd_sum, entropy_sum, correct)
+        return loss, ce_sum, kd_sum, entropy_sum, correct
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden_NH, grad_head_VH = ctx.saved_tensors
+        return (
+            None if grad_hidden_NH is None else grad_hidden_NH * grad_loss.to(grad_hidden_NH.dtype),
+            None if grad_head_VH is None else grad_head_VH * grad_loss.to(grad_head_VH.dtype),
+            *(None,) * 6,
+        )
+
+
+def _logits(hidden_CH: Tensor, head_VH: Tensor) -> Tensor:
+    """Logits in fp32 (fp64 for fp64 inputs), the product itself in the head's dtype."""
+    logits_CV = hidden_CH.to(head_VH.dtype) @ head_VH.T
+    return logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
+
+
+def _chunk(
+    logits_CV: Tensor,
+    labels_C: Tensor,
+    teacher_logits_CV: Tensor | None,
+    ce_mask_C: Tensor | None,
+    settings: _Settings,
+    *,
+    wants_grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Sums (ce, kd, entropy, correct) of one chunk, and the gradient of ce_weight·ce + kd_weight·kd by its logits."""
+    logprobs_CV = logits_CV.log_softmax(-1)
+    probs_CV = logprobs_CV.exp()
+    ce_C = -logprobs_CV.gather(-1, labels_C[:, None]).squeeze(-1)
+    weight_C = torch.full_like(ce_C, settings.ce_weight)
+    if ce_mask_C is not None:
+        ce_C = ce_C.masked_fill(~ce_mask_C, 0.0)
+        weight_C = weight_C.masked_fill(~ce_mask_C, 0.0)
+    entropy_C = -(probs_CV * logprobs_CV).sum(-1)
+    correct_C = logits_CV.argmax(-1) == labels_C
+
+    kd_sum = torch.zeros((), dtype=torch.float64, device=logits_CV.device)
+    kd_grad_CV = None
+    if teacher_logits_CV is not None:
+        tau = settings.temperature
+        student_CV = logprobs_CV if tau == 1.0 else (logits_CV / tau).log_softmax(-1)
+        teacher_CV = (teacher_logits_CV if tau == 1.0 else teacher_logits_CV / tau).log_softmax(-1)
+        kd_C, kd_grad_CV = _divergence(student_CV, teacher_CV, settings.beta)
+        kd_sum = kd_C.double().sum()
+        # The chain rule through softmax and the division by τ: dz = q·(g − Σ q·g)/τ.
+        q_CV = probs_CV if tau == 1.0 else student_CV.exp()
+        kd_grad_CV = kd_grad_CV.sub_((q_CV * kd_grad_CV).sum(-1, keepdim=True)).mul_(q_CV).div_(tau)
+
+    sums = torch.stack((ce_C.double().sum(), kd_sum, entropy_C.double().sum(), correct_C.double().sum()))
+    if not wants_grad:
+        return sums, None
+    grad_CV = probs_CV * weight_C[:, None]
+    grad_CV.scatter_add_(-1, labels_C[:, None], -weight_C[:, None])
+    if kd_grad_CV is not None:
+        grad_CV.add_(kd_grad_CV, alpha=settings.kd_weight)
+    return sums, grad_CV
+
+
+def _divergence(logq_CV: Tensor, logp_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Divergence of student q from teacher p per position, and its derivative by q (up to a constant a row).
+
+    Everything is a function of d = log p − log q, so that equal distributions give an exact zero.
+    """
+    d_CV = logp_CV - logq_CV
+    if beta == 0.0:
+        # KL(p‖q); by q: −p/q.
+        return (logp_CV.exp() * d_CV).sum(-1), -d_CV.exp()
+    if beta == 1.0:
+        # KL(q‖p); by q: log(q/p) + 1.
+        return -(logq_CV.exp() * d_CV).sum(-1), -d_CV
+    # log(m/q) = log(1 + β(p/q − 1)); where p/q would overflow, log β + d, to which this comes down as well.
+    bounded_CV = d_CV.clamp(max=_MAX_EXPONENT)
+    log_mq_CV = torch.log1p(torch.expm1(bounded_CV).mul_(beta)).add_(d_CV - bounded_CV)
+    kl_pm_C = d_CV.sub_(log_mq_CV).mul_(logp_CV.exp()).sum(-1)
+    kl_qm_C = -(logq_CV.exp().mul_(log_mq_CV)).sum(-1)
+    # By q, the terms of KL(p‖m) and of m inside KL(q‖m) add up to a constant: (1−β)·log(q/m) is left.
+    return beta * kl_pm_C + (1 - beta) * kl_qm_C, log_mq_CV.mul_(beta - 1)
+
+
+def jsd_upper_bound(beta: float) -> float:
+    """Largest value that JSD_β can take, in nats: the entropy of (β, 1−β); infinite for β of 0 and 1."""
+    if beta in (0.0, 1.0):
+        return math.inf
+    return -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)

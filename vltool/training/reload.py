@@ -1,0 +1,48 @@
+"""A checkpoint over the base that it names, loaded by transformers and peft alone: does it give the same logits?
+
+Run as `python -m vltool.training.reload RUN_DIR CHECKPOINT`; its last line of output is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+from transformers.utils import logging
+
+from vltool.checkpoint.census import take_census
+from vltool.run.plan import RunPlan
+from vltool.training.probe import load_probe, logits_at
+
+
+def main(run_dir: Path, checkpoint: Path) -> str:
+    """Compare a checkpoint's logits with those that the run kept of its trained model."""
+    logging.disable_progress_bar()
+    plan = RunPlan.from_json((run_dir / "plan.json").read_bytes())
+    census = take_census(checkpoint)
+    base = census.base or str(checkpoint)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, plan.arguments["torch_dtype"])
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype).to(device)
+    if census.base is not None:
+        model = PeftModel.from_pretrained(model, str(checkpoint))
+    model.eval()
+    inputs, at_P2, wanted_PV = load_probe(run_dir)
+    autocast = dtype if plan.arguments.get("bf16") or plan.arguments.get("fp16") else None
+    with torch.no_grad(), torch.autocast(device, dtype=autocast, enabled=autocast is not None):
+        got_PV = logits_at(model, inputs, at_P2).cpu()
+    return json.dumps(
+        {
+            "base": base,
+            "difference": float((got_PV - wanted_PV).abs().max()),
+            "scale": float(wanted_PV.abs().max()),
+        }
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(main(Path(sys.argv[1]), Path(sys.argv[2])) + "\n")

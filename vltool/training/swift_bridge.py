@@ -1,0 +1,168 @@
+"""The only module that imports ms-swift: arguments in; model, template and trainer base out.
+
+ms-swift's dataset loading is never called. The tuner is prepared here, before any trainer exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from swift.arguments import SftArguments
+from swift.pipelines.train import SwiftSft
+from swift.template import MaxLengthError
+from swift.trainers import Seq2SeqTrainer
+from swift.trainers.patcher import PrinterCallbackNew, ProgressCallbackNew
+
+from vltool.errors import BadContent, InvalidInput, Problem, nearest
+from vltool.run.plan import RunPlan
+
+__all__ = [
+    "MS_SWIFT_CALLBACKS",
+    "Prepared",
+    "Seq2SeqTrainer",
+    "build",
+    "build_teacher",
+    "check_arguments",
+    "dump_conversation",
+    "encoder",
+]
+
+MS_SWIFT_CALLBACKS = (ProgressCallbackNew, PrinterCallbackNew)
+"""Callbacks of ms-swift that print and write logging.jsonl in its own way; ours take their place."""
+
+_PLACEHOLDER = {
+    # ms-swift's arguments insist on a dataset and turn evaluation off without a validation split.
+    "dataset": ["placeholder"],
+    "split_dataset_ratio": 0.01,
+    "add_version": False,
+    "check_model": False,
+    "remove_unused_columns": False,
+    "strict": True,
+    "use_logits_to_keep": False,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What ms-swift built: the model with its tuner, and all that a trainer takes."""
+
+    model: Any
+    template: Any
+    arguments: Any
+    """ms-swift's SftArguments."""
+    training_arguments: Any
+    """transformers' training arguments inside them."""
+
+
+def check_arguments(plan: RunPlan) -> None:
+    """Hold the plan's arguments against the installed ms-swift's own, by name and by type.
+
+    Raises InvalidInput with one located problem for each that is unknown or of the wrong type.
+    """
+    hints = typing.get_type_hints(SftArguments)
+    names = {field.name for field in dataclasses.fields(SftArguments)}
+    problems = []
+    for name, value in plan.arguments.items():
+        at = plan.origins.get(name)
+        place = f"{at}: " if at else ""
+        if name not in names:
+            near = nearest(name, names)
+            do = f"did you mean {near}?" if near else "take the line out"
+            problems.append(Problem(f"{place}ms-swift has no argument {name}", do))
+        elif (wrong := _wrong_type(value, hints[name])) is not None:
+            problems.append(Problem(f"{place}{name}: {wrong}", "mend the value"))
+    if problems:
+        raise InvalidInput(problems)
+
+
+def _wrong_type(value: Any, hint: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        msgspec.convert(value, hint, strict=True)
+    except msgspec.ValidationError as error:
+        return f"{value!r}: {error}"
+    except (TypeError, ValueError):
+        # A type that msgspec cannot check, such as a union with an enum: ms-swift will.
+        return None
+    return None
+
+
+def build(plan: RunPlan) -> Prepared:
+    """Model, template and tuner of the plan, the tuner prepared.
+
+    Raises InvalidInput for arguments that ms-swift does not know or refuses.
+    """
+    check_arguments(plan)
+    try:
+        arguments = SftArguments(**(plan.arguments | _PLACEHOLDER))
+    except (ValueError, AssertionError) as error:
+        raise InvalidInput(f"ms-swift refuses its arguments: {error}", "mend the recipe") from error
+    arguments.save_args()
+    pipeline = SwiftSft(arguments)
+    model = pipeline.prepare_model(
+        arguments, pipeline.model, template=pipeline.template, train_dataset=None, task_type=None
+    )
+    if plan.distillation is not None:
+        for holder in (arguments, arguments.training_args):
+            holder.llm_kd_weight = plan.distillation.llm_kd_weight
+    return Prepared(
+        model=model,
+        template=pipeline.template,
+        arguments=arguments,
+        training_arguments=arguments.training_args,
+    )
+
+
+def build_teacher(plan: RunPlan, prepared: Prepared) -> Any:
+    """A frozen copy of the plan's teacher in evaluation mode, on the student's device."""
+    assert plan.distillation is not None
+    teacher, _ = prepared.arguments.get_model_processor(
+        model=plan.distillation.teacher_model, model_type=plan.distillation.teacher_model_type
+    )
+    return teacher.requires_grad_(False).eval()
+
+
+def encoder(prepared: Prepared) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """A function that turns messages into one sample's input ids, labels and pixel values.
+
+    It raises BadContent for a sample that is too long, whose image placeholders and images do not agree,
+    or that leaves the loss nothing to see.
+    """
+    template = prepared.template
+
+    def encode(messages: list[dict[str, Any]]) -> dict[str, Any]:
+        try:
+            encoded: dict[str, Any] = template.encode({"messages": messages}, return_length=True)
+        except MaxLengthError as error:
+            raise BadContent(
+                f"the record is longer than global_max_length ({template.max_length} tokens): {error}",
+                "raise global_max_length, lower template.max_pixels, or shorten the record",
+            ) from error
+        placeholders = sum(token == template.image_token_id for token in encoded["input_ids"])
+        grid = encoded.get("image_grid_thw")
+        merge = template.processor.image_processor.merge_size
+        wanted = 0 if grid is None else int(grid.prod(-1).sum()) // merge**2
+        if placeholders != wanted:
+            raise BadContent(f"the text holds {placeholders} image tokens, its images make {wanted}")
+        if all(label == -100 for label in encoded["labels"]):
+            raise BadContent("the loss sees no token of the record", "give it an assistant's answer")
+        return encoded
+
+    return encode
+
+
+def dump_conversation(prepared: Prepared, sample: dict[str, Any], path: Path) -> None:
+    """Write a sample as the model reads it, and what of it the loss sees, into a text file."""
+    if "input_ids" not in sample:
+        return
+    decode = prepared.template.safe_decode
+    text = f"# what the model reads\n{decode(sample['input_ids'])}\n# what the loss sees\n{decode(sample['labels'])}\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,235 @@
+"""ms-swift's trainer with vltool's loss, metrics, data and checkpoints. No loss maths here.
+
+Suffixes: B batch, S sequence, H hidden size.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.trainer_utils import rotate_checkpoints
+
+from vltool.checkpoint.architecture import tower_of
+from vltool.errors import RunFailed
+from vltool.run.plan import DistillationPlan
+from vltool.training.collate import Collator, raise_failure
+from vltool.training.losses import IGNORE, DistillationLoss, distillation_loss
+from vltool.training.swift_bridge import Seq2SeqTrainer
+from vltool.training.teacher import HeadTap, Teacher, evaluating
+
+STAGING = ".saving"
+"""Folder in the run folder in which a checkpoint is written before it is renamed to its place."""
+
+_NOT_FOR_THE_MODEL = ("labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel")
+
+
+class Meter:
+    """Sums of a window of batches, on their device in float64: means are taken once, of sums."""
+
+    def __init__(self, kd: DistillationPlan | None) -> None:
+        self._kd_plan = kd
+        self._sums: Tensor | None = None
+        self._kd: Tensor | None = None
+
+    def add(self, out: DistillationLoss, loss_sum: Tensor, *, with_kd: bool) -> None:
+        """Add a batch. `loss_sum`: its loss times the denominator that the loss was divided by."""
+        sums = torch.stack((loss_sum.detach().double(), out.ce_sum, out.correct, out.tokens))
+        self._sums = sums if self._sums is None else self._sums + sums
+        if with_kd:
+            kd = torch.stack((out.kd_sum, out.tokens))
+            self._kd = kd if self._kd is None else self._kd + kd
+
+    def means(self, *, parts: bool) -> dict[str, float]:
+        """loss, sft_loss, llm_kd_loss (weighted) and token_acc, each per label token; empty without any.
+
+        parts: take the loss as the sum of its parts, for evaluation, where the divergence is measured
+        on some batches only; otherwise as it was trained on.
+        """
+        if self._sums is None:
+            return {}
+        loss, ce, correct, tokens = self._sums.tolist()
+        tokens = max(tokens, 1.0)
+        means = {"loss": loss / tokens, "sft_loss": ce / tokens, "token_acc": correct / tokens}
+        plan = self._kd_plan
+        if plan is not None:
+            if self._kd is not None:
+                kd, kd_tokens = self._kd.tolist()
+                means["llm_kd_loss"] = plan.llm_kd_weight * kd / max(kd_tokens, 1.0)
+            if parts:
+                means["loss"] = plan.sft_alpha * means["sft_loss"] + means.get("llm_kd_loss", 0.0)
+        return means
+
+
+class CaptionTrainer(Seq2SeqTrainer):
+    """Cross entropy, with or without a teacher, over label tokens of the whole optimizer step."""
+
+    def __init__(
+        self, *args: Any, distillation: DistillationPlan | None, teacher: Teacher | None, tap: HeadTap, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._distillation = distillation
+        self._teacher = teacher
+        self._tap = tap
+        self._train_meter = Meter(distillation)
+        self._eval_meter = Meter(distillation)
+        self._eval_batches = 0
+        self._staging: Path | None = None
+        self.saw_images = False
+        """Whether a batch of the current optimizer step held an image."""
+        self.rates: dict[str, float] = {}
+        """Learning rates of the last optimizer step, by tower."""
+
+    # --- loss -------------------------------------------------------------------------------------
+
+    def get_use_logits_to_keep(self, default_value: bool = True) -> bool:
+        """Never: ms-swift would cut the labels, and this trainer makes no logits."""
+        return False
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of one batch: label tokens' sum, divided by the label tokens of the optimizer step."""
+        training = model.training
+        with_kd = self._wants_kd(training)
+        out, denominator = self._loss(model, inputs, num_items_in_batch if training else None, with_kd=with_kd)
+        if training:
+            self.saw_images |= inputs.get("pixel_values") is not None
+            if not out.loss.requires_grad:
+                raise RunFailed(
+                    "the loss does not depend on anything that trains: no gradient would reach the student",
+                    "this is a defect of vltool or of its dependencies: please report it with the plan.json",
+                )
+        else:
+            self._eval_batches += 1
+        (self._train_meter if training else self._eval_meter).add(out, out.loss * denominator, with_kd=with_kd)
+        return (out.loss, {}) if return_outputs else out.loss
+
+    def _wants_kd(self, training: bool) -> bool:
+        plan = self._distillation
+        if plan is None or plan.llm_kd_weight == 0.0:
+            return False
+        return training or plan.eval_kd_batches == "all" or self._eval_batches < plan.eval_kd_batches
+
+    def _loss(
+        self, model: Any, inputs: Mapping[str, Any], denominator: Any, *, with_kd: bool
+    ) -> tuple[DistillationLoss, Any]:
+        labels_BS = inputs["labels"]
+        model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
+        hidden_BSH = self._tap.hidden(model, model_inputs)
+        teacher_hidden = teacher_head = None
+        if with_kd:
+            assert self._teacher is not None
+            teacher_hidden_BSH, teacher_head = self._teacher.hidden_and_head(model_inputs)
+            teacher_hidden = teacher_hidden_BSH[:, :-1].flatten(0, 1)
+        if denominator is None:
+            denominator = (labels_BS[:, 1:] != IGNORE).sum().clamp(min=1)
+        plan = self._distillation
+        out = distillation_loss(
+            hidden_BSH[:, :-1].flatten(0, 1),
+            labels_BS[:, 1:].flatten(),
+            self._tap.weight(),
+            teacher_hidden_NH=teacher_hidden,
+            teacher_head_VH=teacher_head,
+            beta=0.5 if plan is None else plan.beta,
+            temperature=1.0 if plan is None else plan.kd_temperature,
+            ce_weight=1.0 if plan is None else plan.sft_alpha,
+            kd_weight=0.0 if plan is None else plan.llm_kd_weight,
+            denominator=denominator,
+            chunk_tokens=512 if hidden_BSH.is_cuda else 128,
+        )
+        return out, denominator
+
+    def measure(self, batch: Mapping[str, Any]) -> tuple[float, float | None]:
+        """Cross entropy and divergence per label token of a batch, without training on it."""
+        wants_kd = self._wants_kd(training=True)
+        with torch.no_grad(), evaluating(self.model), self.compute_loss_context_manager():
+            out, _ = self._loss(self.model, self._prepare_inputs(dict(batch)), None, with_kd=wants_kd)
+        tokens = float(out.tokens)
+        return float(out.ce_sum) / tokens, float(out.kd_sum) / tokens if wants_kd else None
+
+    # --- data -------------------------------------------------------------------------------------
+
+    def _get_data_collator(self, args: Any, template: Any) -> Collator:
+        return Collator(super()._get_data_collator(args, template))
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Any]:
+        """The batches of one optimizer step and the number of label tokens in all of them.
+
+        Raises BadContent for a record that could not be encoded.
+        """
+        self.saw_images = False
+        return super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        raise_failure(inputs)
+        return dict(super()._prepare_inputs(inputs))
+
+    # --- metrics ----------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log a row; a training row's values come from the sums of its steps, not from means of means."""
+        if "loss" in logs:
+            logs |= self._train_meter.means(parts=False)
+            self._train_meter = Meter(self._distillation)
+            if self.rates:
+                logs["learning_rate"] = self.rates["all"]
+                logs |= {f"learning_rate/{tower}": rate for tower, rate in self.rates.items() if tower != "all"}
+        super().log(logs, *args, **kwargs)
+
+    def note_rates(self) -> None:
+        """Keep the learning rates of the step about to be taken; those of towers only where they differ."""
+        groups = self.optimizer.param_groups
+        towers = {id(parameter): tower_of(name) for name, parameter in self.model.named_parameters()}
+        by_tower = {towers[id(group["params"][0])]: float(group["lr"]) for group in groups if group["params"]}
+        main = [group for group in groups if group.get("initial_lr") == self.args.learning_rate]
+        self.rates = {"all": float((main or groups)[0]["lr"])}
+        if self.args.optimizer == "multimodal":
+            self.rates |= by_tower
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, with loss, sft_loss, llm_kd_loss and token_acc as means over label tokens."""
+        self._eval_meter, self._eval_batches = Meter(self._distillation), 0
+        output = super().evaluation_loop(*args, **kwargs)
+        output.metrics.update({f"eval_{name}": value for name, value in self._eval_meter.means(parts=True).items()})
+        return output
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write the checkpoint beside, then rename it: a folder named checkpoint-N is always whole."""
+        run_dir = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
+        self._staging = run_dir / STAGING
+        shutil.rmtree(self._staging, ignore_errors=True)
+        try:
+            super()._save_checkpoint(model, trial)
+            if (run_dir / name).exists():
+                shutil.rmtree(run_dir / name)
+            (self._staging / name).rename(run_dir / name)
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging = None
+        self._update_last_checkpoint_symlink()
+        rotate_checkpoints(
+            output_dir=str(run_dir),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+
+def _checked(batch: dict[str, Any]) -> dict[str, Any]:
+    raise_failure(batch)
+    return batch

@@ -1,0 +1,148 @@
+"""plan.json -> training. Reads no YAML; the same numbers on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vltool.checkpoint.census import last_complete
+from vltool.data.conversation import Prompts
+from vltool.data.dataset import CaptionDataset
+from vltool.errors import InvalidInput, RunFailed, VltoolError
+from vltool.run.evidence import Evidence, to_json, write_atomically
+from vltool.run.launch import Reporter
+from vltool.run.manifest import make_manifest
+from vltool.run.plan import RunPlan
+from vltool.training import swift_bridge
+from vltool.training.callbacks import StepAudit, Stop, Telemetry
+from vltool.training.collate import EncodedRecords
+from vltool.training.freeze import audit_before, fingerprints
+from vltool.training.logs import logs_into
+from vltool.training.probe import Probe
+from vltool.training.teacher import AdaptersOff, FrozenCopy, HeadTap, Teacher
+from vltool.training.trainer import CaptionTrainer
+
+
+def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str, Any]:
+    """Train as the plan says.
+
+    Returns `{"step", "max_steps", "last_checkpoint", "signal"}`; `signal` is the one that ended the run
+    early, or None. Raises InvalidInput for arguments that ms-swift refuses (then nothing was written),
+    BadContent for a record that cannot be encoded, RunFailed for an audit that failed.
+    """
+    plan = RunPlan.from_json(plan_json)
+    run_dir = Path(plan.run_dir)
+    existed = run_dir.exists()
+    reporter.stage("loading the model")
+    with logs_into(run_dir, show=plan.debug):
+        try:
+            prepared = swift_bridge.build(plan)
+        except InvalidInput:
+            # ms-swift makes the folder while it looks at its arguments.
+            if not existed and run_dir.is_dir() and not any(run_dir.iterdir()):
+                run_dir.rmdir()
+            raise
+        return _run(plan, plan_json, prepared, reporter, resolved_yaml)
+
+
+def _run(
+    plan: RunPlan, plan_json: bytes, prepared: swift_bridge.Prepared, reporter: Reporter, resolved_yaml: str
+) -> dict[str, Any]:
+    run_dir = Path(plan.run_dir)
+    evidence = Evidence()
+    write_atomically(run_dir / "plan.json", plan_json)
+    write_atomically(run_dir / "resolved.yaml", resolved_yaml.encode())
+    write_atomically(run_dir / "manifest.json", to_json(make_manifest(plan)))
+    try:
+        return _train(plan, prepared, evidence, reporter)
+    except VltoolError as error:
+        evidence.failure = str(error).splitlines()[0]
+        raise
+    finally:
+        evidence.write(run_dir)
+
+
+def _train(plan: RunPlan, prepared: swift_bridge.Prepared, evidence: Evidence, reporter: Reporter) -> dict[str, Any]:
+    run_dir = Path(plan.run_dir)
+    audit = audit_before(prepared.model, plan.tuner)
+    evidence.towers, evidence.tower_problems = audit.rows, audit.problems
+    evidence.write(run_dir)
+    reporter.towers(audit.rows)
+    if audit.problems:
+        raise RunFailed("audit before step 1: " + "; ".join(audit.problems), "the table above shows every tower")
+
+    encode = swift_bridge.encoder(prepared)
+    train_records = EncodedRecords(_records(plan, plan.data.train_jsonl, validation=False), encode)
+    eval_records = None
+    if plan.data.val_jsonl is not None:
+        eval_records = EncodedRecords(_records(plan, plan.data.val_jsonl, validation=True), encode)
+    if plan.dump_conversation is not None:
+        swift_bridge.dump_conversation(prepared, train_records[0], Path(plan.dump_conversation))
+
+    tap = HeadTap(prepared.model)
+    trainer = CaptionTrainer(
+        model=prepared.model,
+        args=prepared.training_arguments,
+        template=prepared.template,
+        train_dataset=train_records,
+        eval_dataset=eval_records,
+        distillation=plan.distillation,
+        teacher=_teacher(plan, prepared, tap, reporter),
+        tap=tap,
+    )
+    for callback in swift_bridge.MS_SWIFT_CALLBACKS:
+        trainer.remove_callback(callback)
+    resumed_step = None if plan.resume is None else int(Path(plan.resume).name.rpartition("-")[2])
+    telemetry = Telemetry(run_dir, reporter, resumed_step=resumed_step)
+    step_audit = StepAudit(trainer, evidence, run_dir, fingerprints(prepared.model))
+    stop = Stop()
+    for callback in (telemetry, step_audit, stop):
+        trainer.add_callback(callback)
+
+    probe = Probe(trainer, train_records) if plan.probe else None
+    if probe is not None:
+        evidence.ce_before, evidence.kd_at_start = probe.measure()
+        evidence.write(run_dir)
+    reporter.stage("training")
+    try:
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=plan.resume)
+    finally:
+        telemetry.close()
+        checkpoint = last_complete(run_dir)
+        evidence.last_checkpoint = None if checkpoint is None else str(checkpoint)
+    if probe is not None:
+        evidence.ce_after, _ = probe.measure()
+        step_audit.look_at_frozen(trainer.state.global_step)
+        probe.save(run_dir)
+    tap.close()
+    evidence.finished = stop.signal is None
+    return {
+        "step": trainer.state.global_step,
+        "max_steps": trainer.state.max_steps,
+        "last_checkpoint": evidence.last_checkpoint,
+        "signal": stop.signal,
+    }
+
+
+def _records(plan: RunPlan, path: str, *, validation: bool) -> CaptionDataset:
+    data = plan.data
+    return CaptionDataset(
+        Path(path),
+        prompts=Prompts(user=data.user_prompt, system=data.system_prompt),
+        emit_norm=data.emit_norm,
+        use_summary=data.use_summary,
+        max_pixels=data.max_pixels,
+        sample_limit=data.val_sample_limit if validation else data.train_sample_limit,
+        root=None if data.image_root is None else Path(data.image_root),
+        skip=data.skip_val if validation else data.skip_train,
+    )
+
+
+def _teacher(plan: RunPlan, prepared: swift_bridge.Prepared, tap: HeadTap, reporter: Reporter) -> Teacher | None:
+    if plan.distillation is None or plan.distillation.llm_kd_weight == 0.0:
+        return None
+    if plan.distillation.teacher == "adapters_off":
+        return AdaptersOff(prepared.model, tap)
+    reporter.stage("loading the teacher")
+    return FrozenCopy(swift_bridge.build_teacher(plan, prepared))
