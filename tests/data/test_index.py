@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vltool.data.index import JsonlIndex
@@ -22,6 +22,7 @@ def _file(folder: Path, data: bytes) -> Path:
     return path
 
 
+@settings(deadline=None)
 @given(lines=st.lists(st.binary(max_size=20).map(lambda b: b.replace(b"\n", b"")), max_size=30), last=st.booleans())
 def test_every_record_is_found_with_its_line(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], last: bool

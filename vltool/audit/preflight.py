@@ -30,6 +30,7 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
     counter = TextCounter.from_folder(Path(plan.model))
     skips: dict[str, tuple[int, ...]] = {}
     problems: list[Problem] = []
+    count = 0
     for name, path, limit in (
         ("skip_train", plan.data.train_jsonl, plan.data.train_sample_limit),
         ("skip_val", plan.data.val_jsonl, plan.data.val_sample_limit),
@@ -38,11 +39,12 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
             continue
         found = _scan(plan, path, limit, counter)
         problems += found.problems
+        count += found.problem_count
         skips[name] = found.bad
         if found.bad and len(found.bad) == found.records:
             raise BadContent([*found.problems[:SHOWN], Problem(f"{path}: not one record can be used")])
     if problems and plan.data.on_bad_record == "error":
-        more = len(problems) - SHOWN
+        more = count - SHOWN
         rest = (
             [Problem(f"and {more} more like these", "mend them, or say data.on_bad_record: skip")] if more > 0 else []
         )

@@ -78,6 +78,12 @@ def read_architecture(folder: Path) -> Architecture:
         model_type = config["model_type"]
         if model_type not in MODEL_TYPES:
             raise InvalidInput(f"{path}: model_type is {model_type!r}", f"vltool trains {' and '.join(MODEL_TYPES)}")
+        if "auto_map" in config:
+            # ms-swift loads with trust_remote_code=True, always.
+            raise InvalidInput(
+                f"{path}: names Python code of its own (auto_map), which loading would run",
+                "use a plain Qwen3-VL checkpoint: transformers holds its code",
+            )
         vision, text = config["vision_config"], config["text_config"]
         return Architecture(
             model_type=model_type,

@@ -35,7 +35,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVI
 """What is opened. Not EPS, for one, which PIL hands to Ghostscript."""
 
 _BROKEN = (
-    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, struct.error, zlib.error,
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, ArithmeticError, RuntimeError, struct.error,
+    zlib.error,
 )  # fmt: skip
 """What PIL's decoders raise on damaged files."""
 
@@ -224,10 +225,8 @@ def _more_after_pixels(image: Image.Image) -> bool:
     while len(head := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         seen_pixels |= kind == b"IDAT"
-        if kind == b"IEND":
-            break
-        if seen_pixels and kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt"):
-            found = True
+        found = seen_pixels and kind in (b"eXIf", b"iTXt", b"zTXt", b"tEXt")
+        if found or kind == b"IEND":
             break
         file.seek(length + 4, io.SEEK_CUR)
     file.seek(before)

@@ -17,35 +17,11 @@ from vltool.checkpoint.census import last_complete
 from vltool.errors import InvalidInput, Problem
 from vltool.recipe.schema import Recipe
 from vltool.run import unsupported
+from vltool.run.arguments import TunerPlan, last_blocks_regex, swift_arguments, tuner_arguments
 from vltool.run.evidence import to_json
-
-NO_TARGETS = "dummy-target-modules"
-"""peft's word for an adapter without targets, for `target_regex: '^$'`, which peft refuses (DUMMY_TARGET_MODULES)."""
-
-OURS = frozenset(
-    {
-        "add_version", "check_model", "dataset", "fp16_full_eval", "include_num_input_tokens_seen", "logging_dir",
-        "remove_unused_columns", "split_dataset_ratio", "strict", "use_logits_to_keep", "val_dataset",
-    }
-)  # fmt: skip
-"""Arguments of ms-swift that vltool sets itself, so that a recipe cannot."""
 
 SILENT_RESIZERS = ("MAX_PIXELS", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "IMAGE_MIN_TOKEN_NUM", "SPATIAL_MERGE_SIZE")
 """Environment variables by which the training stack resizes images without a word."""
-
-
-class TunerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What should train; the audits hold the prepared model against it."""
-
-    tuner_type: str
-    freeze_llm: bool
-    freeze_vit: bool
-    freeze_aligner: bool
-    target_modules: tuple[str, ...]
-    target_regex: str | None
-    modules_to_save: tuple[str, ...]
-    frozen_vit_blocks: int
-    """Vision blocks before this one stay frozen although `freeze_vit` is false."""
 
 
 class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -141,22 +117,20 @@ def make_plan(
         )
     model_type = recipe.model.model_type or (architecture.model_type if architecture else "")
     run_dir, resume = _run_folder(recipe, cwd, now or datetime.now(UTC), problems)
-    arguments, origins = _arguments(recipe, problems)
-    tuner = _tuner(recipe, architecture, arguments)
+    arguments, origins = swift_arguments(recipe, problems)
+    tuner = _tuner(recipe, architecture)
     distillation = _distillation(recipe, architecture, tuner, arguments, problems)
     if problems:
         raise InvalidInput(problems)
 
     custom = recipe.custom
-    arguments |= {
+    arguments |= tuner_arguments(tuner, arguments) | {
         "model": recipe.model.model,
         "model_type": model_type,
         "output_dir": str(run_dir),
         "max_length": recipe.global_max_length,
         "max_model_len": recipe.global_max_length,
     }
-    arguments.setdefault("template", "qwen3_vl")
-    _precision(arguments)
     if custom.val_jsonl is None:
         arguments["eval_strategy"] = "no"
         arguments.pop("eval_steps", None)
@@ -266,102 +240,15 @@ def _run_folder(recipe: Recipe, cwd: Path, now: datetime, problems: list[Problem
     return run_dir, checkpoint
 
 
-def _arguments(recipe: Recipe, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, str]]:
-    """ms-swift's arguments as the recipe's sections give them, each with its origin."""
-    arguments: dict[str, Any] = {}
-    origins: dict[str, str] = {}
-    for section, values in recipe.swift.items():
-        for name, value in values.items():
-            where = recipe.where(f"{section}.{name}")
-            if name in OURS:
-                problems.append(Problem(f"{section}.{name} is set by vltool itself", "take the line out", where))
-            elif name in arguments and arguments[name] != value:
-                problems.append(
-                    Problem(
-                        f"{section}.{name} was given another value at {origins[name]}", "keep one of the two", where
-                    )
-                )
-            else:
-                arguments[name] = value
-                origins[name] = str(where)
-    _accumulation(recipe, arguments, origins, problems)
-    best = arguments.get("metric_for_best_model")
-    if isinstance(best, str):
-        arguments["metric_for_best_model"] = best.replace("eval/", "eval_", 1)
-    # TensorBoard is written by vltool, from the rows of logging.jsonl.
-    report_to = arguments.get("report_to") or []
-    report_to = [report_to] if isinstance(report_to, str) else list(report_to)
-    arguments["report_to"] = [name for name in report_to if name not in ("tensorboard", "none")] or ["none"]
-    return arguments, origins
-
-
-def _accumulation(
-    recipe: Recipe, arguments: dict[str, Any], origins: dict[str, str], problems: list[Problem], processes: int = 1
-) -> None:
-    wanted = recipe.training.effective_batch_size
-    if wanted is None:
-        return
-    where = recipe.where("training.effective_batch_size")
-    if "gradient_accumulation_steps" in arguments:
-        problems.append(
-            Problem(
-                "training.effective_batch_size and training.gradient_accumulation_steps say the same thing twice "
-                f"(the latter at {origins['gradient_accumulation_steps']})",
-                "keep one of the two",
-                where,
-            )
-        )
-        return
-    together = int(arguments.get("per_device_train_batch_size", 1)) * processes
-    steps, rest = divmod(wanted, together)
-    if rest or not steps:
-        near = " or ".join(str(n * together) for n in dict.fromkeys((max(steps, 1), steps + 1)))
-        problems.append(
-            Problem(
-                f"training.effective_batch_size: {wanted} is no multiple of {together} samples "
-                f"(per_device_train_batch_size x processes)",
-                f"set it to {near}",
-                where,
-            )
-        )
-        return
-    arguments["gradient_accumulation_steps"] = steps
-    origins["gradient_accumulation_steps"] = str(where)
-
-
-def _precision(arguments: dict[str, Any]) -> None:
-    """Say the precision outright: ms-swift turns fp16 on for float32 weights when nothing is said."""
-    dtype = arguments.setdefault("torch_dtype", "bfloat16")
-    arguments.setdefault("bf16", dtype == "bfloat16")
-    arguments.setdefault("fp16", dtype == "float16")
-
-
-def _tuner(recipe: Recipe, architecture: Architecture | None, arguments: dict[str, Any]) -> TunerPlan:
+def _tuner(recipe: Recipe, architecture: Architecture | None) -> TunerPlan:
     tuner = recipe.tuner
     depth = architecture.vision_depth if architecture else 0
     frozen_blocks = 0
     if not tuner.freeze_vit and tuner.last_vit_blocks is not None:
         frozen_blocks = max(0, depth - tuner.last_vit_blocks)
-    arguments |= {
-        "tuner_type": tuner.tuner_type,
-        "freeze_llm": tuner.freeze_llm,
-        "freeze_vit": tuner.freeze_vit,
-        "freeze_aligner": tuner.freeze_aligner,
-        "target_modules": list(tuner.target_modules),
-        "modules_to_save": list(tuner.modules_to_save),
-    }
     target_regex = tuner.target_regex
-    if tuner.tuner_type == "full":
-        if frozen_blocks:
-            stem = [f"model.visual.blocks.{block}." for block in range(frozen_blocks)]
-            arguments["freeze_parameters"] = [
-                *arguments.get("freeze_parameters", []), "model.visual.patch_embed", "model.visual.pos_embed", *stem,
-            ]  # fmt: skip
-    elif target_regex is not None:
-        arguments["target_regex"] = NO_TARGETS if target_regex in ("^$", "") else target_regex
-    elif frozen_blocks:
-        target_regex = _last_blocks_regex(tuner.freeze_llm, tuner.freeze_aligner, frozen_blocks, depth)
-        arguments["target_regex"] = target_regex
+    if target_regex is None and frozen_blocks and tuner.tuner_type != "full":
+        target_regex = last_blocks_regex(tuner.freeze_llm, tuner.freeze_aligner, frozen_blocks, depth)
     return TunerPlan(
         tuner_type=tuner.tuner_type,
         freeze_llm=tuner.freeze_llm,
@@ -372,17 +259,6 @@ def _tuner(recipe: Recipe, architecture: Architecture | None, arguments: dict[st
         modules_to_save=tuner.modules_to_save,
         frozen_vit_blocks=frozen_blocks,
     )
-
-
-def _last_blocks_regex(freeze_llm: bool, freeze_aligner: bool, first_block: int, depth: int) -> str:
-    """Full names of the linear modules that `all-linear` would reach, of the vision blocks only the last ones."""
-    blocks = "|".join(str(block) for block in range(first_block, depth))
-    parts = [rf"model\.visual\.blocks\.({blocks})\.(attn\.(qkv|proj)|mlp\.linear_fc[12])"]
-    if not freeze_aligner:
-        parts.append(r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]")
-    if not freeze_llm:
-        parts.append(r"model\.language_model\.layers\.\d+\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)")
-    return f"^({'|'.join(parts)})$"
 
 
 def _distillation(
@@ -402,7 +278,8 @@ def _distillation(
         if teacher and architecture and teacher.vocab_size != architecture.vocab_size:
             problems.append(
                 Problem(
-                    f"the teacher's vocabulary has {teacher.vocab_size} entries, the student's {architecture.vocab_size}",
+                    f"the teacher's vocabulary has {teacher.vocab_size} entries, "
+                    f"the student's {architecture.vocab_size}",
                     "distillation compares them entry by entry: use a teacher of the same family",
                     recipe.where("rlhf.teacher_model"),
                 )

@@ -20,6 +20,15 @@ from vltool.training.freeze import GradientAudit, fingerprints
 from vltool.training.trainer import CaptionTrainer
 
 
+def require_finite(name: str, value: float, step: int) -> None:
+    """Raise RunFailed when a loss, or its gradient, is NaN or infinite."""
+    if not math.isfinite(value):
+        raise RunFailed(
+            f"{name} is {value} at step {step}",
+            "lower the learning rate, or look for bad records: the last rows of logging.jsonl show the way in",
+        )
+
+
 class Telemetry(TrainerCallback):
     """Writes each row to logging.jsonl and TensorBoard, the same names and values, and reports it."""
 
@@ -49,11 +58,7 @@ class Telemetry(TrainerCallback):
         self._board.flush()
         self._reporter.row(row)
         for name in ("train/loss", "train/grad_norm", "eval/loss"):
-            if not math.isfinite(row.get(name, 0.0)):
-                raise RunFailed(
-                    f"{name} is {row[name]} at step {state.global_step}",
-                    "lower the learning rate, or look for bad records: the last rows of logging.jsonl show the way in",
-                )
+            require_finite(name, row.get(name, 0.0), state.global_step)
 
     def close(self) -> None:
         """Flush and close TensorBoard's file."""
@@ -76,6 +81,9 @@ class StepAudit(TrainerCallback):
         self._trainer.note_rates()
         if self._gradients.done:
             return
+        # ms-swift drops all gradients when their norm is NaN: without this, the audit would blame the model.
+        for name, value in self._trainer.window_means().items():
+            require_finite(f"train/{name}", value, state.global_step + 1)
         rate = max((group["lr"] for group in self._trainer.optimizer.param_groups), default=0.0)
         broken = self._gradients.observe(
             self._trainer.model, saw_images=self._trainer.saw_images, learning_rate=float(rate)

@@ -11,8 +11,8 @@ from msgspec import Struct
 from torch import Tensor, nn
 
 from vltool.checkpoint.architecture import TOWERS, Tower, deepstack_index, plain_name, tensor_kind, tower_of
+from vltool.run.arguments import TunerPlan
 from vltool.run.evidence import TowerRow
-from vltool.run.plan import TunerPlan
 
 
 class Audit(Struct, kw_only=True):

@@ -94,7 +94,7 @@ def distillation_loss(
     if denominator is None:
         denominator = float(max(positions.numel(), 1))
     settings = _Settings(beta, temperature, ce_weight, kd_weight, chunk_tokens)
-    outputs = _FusedLoss.apply(
+    loss, ce_sum, kd_sum, entropy_sum, correct = _FusedLoss.apply(
         student_hidden_NH.index_select(0, positions),
         student_head_VH,
         labels_N.index_select(0, positions),
@@ -104,7 +104,14 @@ def distillation_loss(
         torch.as_tensor(denominator, dtype=torch.float64, device=student_hidden_NH.device),
         settings,
     )
-    return DistillationLoss(*outputs, tokens=(labels_N != IGNORE).sum().double())
+    return DistillationLoss(
+        loss=loss,
+        ce_sum=ce_sum,
+        kd_sum=kd_sum,
+        entropy_sum=entropy_sum,
+        correct=correct,
+        tokens=(labels_N != IGNORE).sum().double(),
+    )
 
 
 @dataclass(frozen=True, slots=True)

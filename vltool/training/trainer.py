@@ -165,7 +165,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         Raises BadContent for a record that could not be encoded.
         """
         self.saw_images = False
-        return super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
+        batches, items = super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
+        return batches, items
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         raise_failure(inputs)
@@ -183,11 +184,17 @@ class CaptionTrainer(Seq2SeqTrainer):
                 logs |= {f"learning_rate/{tower}": rate for tower, rate in self.rates.items() if tower != "all"}
         super().log(logs, *args, **kwargs)
 
+    def window_means(self) -> dict[str, float]:
+        """Means over the steps since the last row; reading them waits for the device."""
+        return self._train_meter.means(parts=False)
+
     def note_rates(self) -> None:
         """Keep the learning rates of the step about to be taken; those of towers only where they differ."""
         groups = self.optimizer.param_groups
         towers = {id(parameter): tower_of(name) for name, parameter in self.model.named_parameters()}
-        by_tower = {towers[id(group["params"][0])]: float(group["lr"]) for group in groups if group["params"]}
+        by_tower: dict[str, float] = {
+            towers[id(group["params"][0])]: float(group["lr"]) for group in groups if group["params"]
+        }
         main = [group for group in groups if group.get("initial_lr") == self.args.learning_rate]
         self.rates = {"all": float((main or groups)[0]["lr"])}
         if self.args.optimizer == "multimodal":

@@ -1,0 +1,187 @@
+"""The judge is judged: a sabotaged run turns its own row red, and no unrelated one."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from conftest import Silent
+
+from vltool.audit.run_rules import Judge
+from vltool.errors import RunFailed
+from vltool.run import launch, telemetry
+
+ROWS = ["towers", "teacher", "gradients", "frozen", "metrics", "learning", "checkpoint", "reload"]
+
+
+@pytest.fixture
+def judged(overlay, train):
+    """Runs stage3_gkd_forward with the probe on, whatever happens to it, and returns its rows' states."""
+
+    def run(**sections):
+        from vltool.audit.preflight import audited
+        from vltool.recipe.validate import load_recipe
+        from vltool.run.plan import make_plan
+
+        resolved = load_recipe(str(overlay("stage3_gkd_forward", **sections)))
+        plan = audited(make_plan(resolved, cwd=Path.cwd(), probe=True), Silent())
+        try:
+            launch.train(plan, Silent(), resolved=resolved)
+        except RunFailed as error:
+            print("the run said:", error)
+        verdicts = Judge(plan, launch.reload).verdicts()
+        assert [verdict.id for verdict in verdicts] == ROWS
+        for verdict in verdicts:
+            print(f"{verdict.status:<12} {verdict.id:<11} {verdict.evidence}")
+        return {verdict.id: verdict.status for verdict in verdicts}
+
+    return run
+
+
+def states(red: str, not_reached: tuple[str, ...] = ()) -> dict[str, str]:
+    return {row: "fail" if row == red else "not reached" if row in not_reached else "pass" for row in ROWS}
+
+
+AFTER_GRADIENTS = ("frozen", "metrics", "learning", "checkpoint", "reload")
+
+
+def test_a_sound_run_is_green(judged):
+    assert judged() == dict.fromkeys(ROWS, "pass")
+
+
+def test_a_loss_detached_from_the_student(judged, monkeypatch):
+    from vltool.training import trainer
+
+    real = trainer.distillation_loss
+    monkeypatch.setattr(
+        trainer, "distillation_loss", lambda hidden, *args, **kwargs: real(hidden.detach(), *args, **kwargs)
+    )
+    assert judged() == states("gradients", AFTER_GRADIENTS)
+
+
+def test_one_part_detached_from_the_loss(judged, monkeypatch):
+    """The vision features reach the language model without a gradient: aligner and vision train nothing."""
+    from vltool.training import swift_bridge
+
+    real = swift_bridge.build
+
+    def cut(plan):
+        prepared = real(plan)
+        merger = prepared.model.get_base_model().model.visual.merger
+        merger.register_forward_hook(lambda module, args, output: output.detach())
+        return prepared
+
+    monkeypatch.setattr(swift_bridge, "build", cut)
+    assert judged() == states("gradients", AFTER_GRADIENTS)
+
+
+def test_a_frozen_tower_left_unfrozen(judged, monkeypatch):
+    from vltool.training import swift_bridge
+
+    real = swift_bridge.build
+
+    def unfrozen(plan):
+        prepared = real(plan)
+        prepared.model.get_base_model().model.visual.patch_embed.requires_grad_(True)
+        return prepared
+
+    monkeypatch.setattr(swift_bridge, "build", unfrozen)
+    rest = tuple(row for row in ROWS if row != "towers")
+    assert judged() == states("towers", rest)
+
+
+def test_a_frozen_weight_that_changes(judged, monkeypatch):
+    from vltool.training.trainer import CaptionTrainer
+
+    real = CaptionTrainer.note_rates
+
+    def drifting(self):
+        real(self)
+        with torch.no_grad():
+            self.model.get_base_model().model.language_model.norm.weight.add_(1e-6)
+
+    monkeypatch.setattr(CaptionTrainer, "note_rates", drifting)
+    # Step 2 ends the run before every kind of tensor has shown its gradient.
+    assert judged() == states("frozen", ("gradients", "metrics", "learning", "checkpoint", "reload"))
+
+
+def test_a_full_model_saved_in_place_of_the_adapter(judged, monkeypatch):
+    from vltool.training.trainer import CaptionTrainer
+
+    def whole(self, output_dir=None, state_dict=None):
+        self.model.get_base_model().save_pretrained(output_dir)
+
+    monkeypatch.setattr(CaptionTrainer, "_save_model", whole)
+    assert judged() == states("checkpoint", ("reload",))
+
+
+def test_a_doubled_metric_prefix(judged, monkeypatch):
+    real = telemetry.prefixed
+    monkeypatch.setattr(telemetry, "prefixed", lambda name: real(f"train/{name}" if name == "token_acc" else name))
+    assert judged() == states("metrics")
+
+
+def test_a_teacher_that_differs(judged, tiny, tmp_path):
+    other = launch.make_tiny(tmp_path / "other", [])
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    assert judged(rlhf={"teacher_model": str(other)}) == states("teacher")
+
+
+def test_a_nan_in_a_metric(judged, monkeypatch):
+    from vltool.training.trainer import Meter
+
+    real = Meter.means
+
+    def poisoned(self, *, parts):
+        means = real(self, parts=parts)
+        return means | {"token_acc": float("nan")} if parts else means
+
+    monkeypatch.setattr(Meter, "means", poisoned)
+    assert judged() == states("metrics")
+
+
+def test_a_checkpoint_that_is_not_the_trained_model(judged, monkeypatch):
+    from vltool.training.probe import Probe
+
+    real = Probe.save
+
+    def moved(self, run_dir):
+        for name, parameter in self._trainer.model.named_parameters():
+            if "lora_B" in name:
+                parameter.data.mul_(1.01)
+        real(self, run_dir)
+
+    monkeypatch.setattr(Probe, "save", moved)
+    assert judged() == states("reload")
+
+
+def test_metrics_whose_parts_do_not_add_up(judged, monkeypatch):
+    from vltool.training.trainer import Meter
+
+    real = Meter.means
+    monkeypatch.setattr(
+        Meter, "means", lambda self, *, parts: (m := real(self, parts=parts)) | {"loss": m["loss"] * (1 + 1e-6)}
+    )
+    assert judged() == states("metrics")
+
+
+def test_smoke_runs_a_recipe_of_the_operators_own(overlay, tmp_path):
+    from vltool.audit.smoke import run_smoke
+
+    recipe = overlay("stage2_llm_lora", tuner={"freeze_aligner": True})
+    keep = tmp_path / "kept"
+    result = run_smoke(str(recipe), tiny=False, keep=keep, reporter=Silent())
+    by_id = {verdict.id: verdict for verdict in result.verdicts}
+    assert result.passed, [verdict for verdict in result.verdicts if verdict.status != "pass"]
+    assert by_id["teacher"].status == "not asked"
+    assert "language" in by_id["towers"].evidence
+    assert (keep / "run" / "logging.jsonl").is_file()
+    shutil.rmtree(keep)
