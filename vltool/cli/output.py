@@ -50,6 +50,8 @@ class Output:
         text.append(problem.what, style=style)
         self.talk.print(text, soft_wrap=True)
         where = problem.where
+        if where:
+            linecache.checkcache(where.file)
         source = linecache.getline(where.file, where.line).rstrip() if where and where.line else ""
         if where and where.column and source and len(source) < 200:
             gutter = f"  {where.line} | "

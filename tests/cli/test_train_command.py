@@ -1,0 +1,238 @@
+"""`vltool train` on bad input: the exit code, one message each with place and remedy, nothing written."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from vltool.cli.app import main
+
+CONFIG = {
+    "model_type": "qwen3_vl",
+    "vision_config": {"depth": 24, "deepstack_visual_indexes": [5, 11, 17], "patch_size": 16, "spatial_merge_size": 2},
+    "text_config": {"num_hidden_layers": 36, "vocab_size": 151936},
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture
+def vltool(capsys, monkeypatch, tmp_path):
+    """Runs the command line in this process and an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("VLTOOL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vltool", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def written(tmp_path, records):
+    """Writes mine.yaml over the base recipe, with a model folder whose config.json is a 4B's."""
+    base = tmp_path / "base-model"
+    base.mkdir()
+    (base / "config.json").write_text(json.dumps(CONFIG))
+
+    def write(text="", *, model=str(base), train_jsonl=str(records)):
+        path = tmp_path / "mine.yaml"
+        path.write_text(
+            f"extends: base\nmodel:\n  model: {model}\ncustom:\n  train_jsonl: {train_jsonl}\n{text}", encoding="utf-8"
+        )
+        return path.name
+
+    return write
+
+
+CASES = {
+    "unknown key": ("launch:\n  nprocs: 2\n", 2, ["mine.yaml:7:3", "launch.nprocs", "nproc_per_node"]),
+    "wrong type": ("rlhf:\n  rlhf_type: gkd\n  beta: '0.1'\n", 2, ["mine.yaml:8:9", "rlhf.beta", "number"]),
+    "out of range": ("rlhf:\n  rlhf_type: gkd\n  beta: 1.5\n", 2, ["mine.yaml:8:9", "rlhf.beta"]),
+    "missing base": ("", 2, ["mine.yaml:1:10", "no recipe nowhere", "extends: nowhere"]),
+    "unset variable": (
+        "training:\n  run_name: ${VLTOOL_NO_SUCH}\n",
+        2,
+        ["mine.yaml:7:13", "VLTOOL_NO_SUCH", "not set"],
+    ),
+    "no length": ("global_max_length: null\n", 2, ["global_max_length"]),
+    "not built: packing": ("training:\n  packing: true\n", 2, ["mine.yaml:7", "cannot do packing yet"]),
+    "not built: sampling": (
+        "rlhf:\n  rlhf_type: gkd\n  sft_alpha: 1.0\n  lmbda: 0.5\n",
+        2,
+        ["mine.yaml:9", "text sampled from the student"],
+    ),
+    "not built: processes": ("launch:\n  nproc_per_node: 2\n", 2, ["mine.yaml:7", "more than one process"]),
+    "not built: chaining": ("tuner:\n  resume_from_checkpoint: ./stage1\n", 2, ["mine.yaml:7", "chaining of stages"]),
+    "not built: DoRA": ("tuner:\n  use_dora: true\n", 2, ["mine.yaml:7", "use_dora"]),
+    "batch that does not divide": (
+        "training:\n  effective_batch_size: 7\n  per_device_train_batch_size: 2\n",
+        2,
+        ["mine.yaml:7", "no multiple of 2", "6 or 8"],
+    ),
+    "set by vltool itself": ("training:\n  logging_dir: x\n", 2, ["mine.yaml:7", "set by vltool itself"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_recipes(name, vltool, written, tmp_path):
+    text, code, words = CASES[name]
+    recipe = written(text)
+    if name == "missing base":
+        Path(recipe).write_text("extends: nowhere\n")
+    before = sorted(tmp_path.rglob("*"))
+    got, out, err = vltool("train", recipe)
+    assert got == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_all_problems_of_a_recipe_are_told_at_once(vltool, written):
+    code, _, err = vltool(
+        "train", written("training:\n  packing: true\ndeepspeed:\n  enabled: true\n  config: zero2\n")
+    )
+    assert code == 2
+    assert "packing" in err
+    assert "DeepSpeed" in err
+    assert "2 problems" in err
+
+
+def test_a_cycle_is_shown_with_its_lines(vltool, tmp_path):
+    (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    code, _, err = vltool("train", "a.yaml")
+    assert code == 2
+    assert "a.yaml:1" in err
+    assert "b.yaml:1" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        ({"model": "/no/such/model"}, 2, ["mine.yaml:3:10", "no such checkpoint folder"]),
+        ({"train_jsonl": "missing.jsonl"}, 2, ["mine.yaml:5:16", "no such file"]),
+    ],
+)
+def test_absent_paths(change, code, words, vltool, written):
+    got, _, err = vltool("train", written(**change))
+    assert got == code
+    for word in words:
+        assert word in err
+
+
+def test_a_checkpoint_with_code_of_its_own_is_refused(vltool, written, tmp_path):
+    config = CONFIG | {"auto_map": {"AutoModel": "evil.Model"}}
+    (tmp_path / "base-model" / "config.json").write_text(json.dumps(config))
+    code, _, err = vltool("train", written())
+    assert code == 2
+    assert "auto_map" in err
+
+
+def test_a_silent_resizer_in_the_environment_is_refused(vltool, written, monkeypatch):
+    monkeypatch.setenv("MAX_PIXELS", "4096")
+    code, _, err = vltool("train", written())
+    assert code == 2
+    assert "MAX_PIXELS=4096" in err
+
+
+def test_a_run_folder_in_use_is_refused(vltool, written, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "precious").write_text("keep me")
+    code, _, err = vltool("train", written("training:\n  output_dir: ./used\n"))
+    assert code == 2
+    assert "is not empty" in err
+    assert "resume_from_checkpoint: auto" in err
+
+
+def test_without_the_training_stack_the_extra_is_named(vltool, written, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    before = sorted(tmp_path.rglob("*"))
+    recipe = written()
+    code, _, err = vltool("train", recipe)
+    assert code == 3
+    assert "pip install 'vltool[train]'" in err
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / recipe])
+    assert vltool("smoke")[0] == 3
+
+
+def test_bad_records_and_missing_images_are_content(vltool, tiny, written, records, tmp_path):
+    lines = records.read_text().splitlines()
+    lines[1] = lines[1].replace('"width": 96', '"width": 0')
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines))
+    code, _, err = vltool("train", written(model=tiny, train_jsonl="bad.jsonl"))
+    assert code == 1
+    assert "bad.jsonl:2" in err
+    assert "bad.jsonl:1" in err, "images do not lie beside this file"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_usage(vltool):
+    code, _, err = vltool("train")
+    assert code == 2
+    assert "name one recipe" in err
+    code, _, err = vltool("train", "--no-such-option")
+    assert code == 2
+    code, out, _ = vltool("--version")
+    assert code == 0
+    assert out.startswith("vltool 0.")
+    code, _, err = vltool("train", "stage3_gdk")
+    assert code == 2
+    assert "stage3_gkd" in err
+
+
+def test_config_is_another_spelling_of_the_argument(vltool, written):
+    recipe = written("training:\n  packing: true\n")
+    assert vltool("train", "--config", recipe) == vltool("train", recipe)
+    assert vltool("train", recipe, "--config", recipe)[0] == 2
+
+
+def start(recipe, tmp_path):
+    return subprocess.Popen(
+        [sys.executable, "-m", "vltool", "train", str(recipe)], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_folder_from_which_the_run_goes_on(number, code, overlay, tmp_path):
+    settings = {
+        "bf16": False, "logging_steps": 1, "save_steps": 1000, "eval_steps": 1000, "effective_batch_size": 1,
+        "per_device_train_batch_size": 1, "output_dir": str(tmp_path / "run"),
+    }  # fmt: skip
+    process = start(overlay("stage2_llm_lora", training=settings | {"max_steps": 500}), tmp_path)
+    log = tmp_path / "run" / "logging.jsonl"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.read_text().count("\n") >= 2):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert "resume_from_checkpoint: auto" in err
+    (checkpoint,) = [path for path in (tmp_path / "run").glob("checkpoint-*") if path.is_dir()]
+    step = int(checkpoint.name.rpartition("-")[2])
+
+    more = settings | {"max_steps": step + 2, "resume_from_checkpoint": "auto"}
+    process = start(overlay("stage2_llm_lora", training=more), tmp_path)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.strip().endswith(f"checkpoint-{step + 2}")
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert [s for s in steps if s <= step] == list(range(1, step + 1))
