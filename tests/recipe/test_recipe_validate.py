@@ -266,14 +266,18 @@ class TestOlderSpellings:
         recipe = _load(MINIMAL + "tuner: {train_type: full}\n")
         assert recipe.tuner.tuner_type == "full"
         assert recipe.swift["tuner"] == {}
-        assert recipe.where("tuner.tuner_type") == recipe.notes[0].where == Where("r.yaml", 5, 21)
+        assert recipe.where("tuner.tuner_type") == Where("r.yaml", 5, 21)
+        assert recipe.notes[0].where == Where("r.yaml", 5, 9)
         assert "tuner_type" in recipe.notes[0].what
+
+    def test_the_old_name_wins_over_the_new_one_of_its_base(self) -> None:
+        assert _load("extends: base\n" + MINIMAL + "tuner: {train_type: full}\n").tuner.tuner_type == "full"
 
     def test_both_may_agree_but_not_differ(self) -> None:
         assert _load(MINIMAL + "tuner: {train_type: full, tuner_type: full}\n").tuner.tuner_type == "full"
         message = _refused(MINIMAL + "tuner: {train_type: full, tuner_type: lora}\n")
-        assert message.startswith("r.yaml:5:21: tuner.train_type is full, but tuner.tuner_type is lora\n")
-        assert "r.yaml:5:39" in message
+        assert message.startswith("r.yaml:5:9: tuner.train_type and tuner.tuner_type are the same key, with different")
+        assert "r.yaml:5:27" in message
 
 
 class TestData:

@@ -10,6 +10,7 @@ from pathlib import Path
 from vltool.errors import InvalidInput, Problem, Where, nearest
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode, SeqNode, load_file
 from vltool.recipe.paths import exists
+from vltool.recipe.spelling import modernise
 from vltool.recipe.variables import substitute
 
 
@@ -151,7 +152,7 @@ class _Reader:
         shown = _shown(path)
         if path not in self._trees:
             try:
-                own = load_file(path, shown=shown)
+                own = modernise(load_file(path, shown=shown), self.problems, self.notes)
             except InvalidInput as error:
                 self.problems += error.problems
                 own = MapNode(Where(shown), ())

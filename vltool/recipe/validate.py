@@ -55,7 +55,6 @@ def validate(resolved: Resolved, *, cwd: Path | None = None) -> Recipe:
 def _validate(resolved: Resolved, cwd: Path, unset: list[Problem]) -> Recipe:
     check = _Check(resolved, cwd)
     check.sections()
-    check.spelling()
     length = check.length()
     check.data()
     check.distillation()
@@ -140,22 +139,6 @@ class _Check:
             do = suggest(key.name, choices)
         dotted = f"{section}.{key.name}" if section else key.name
         self.problems.append(Problem(f"unknown key {dotted}", do, key.where))
-
-    def spelling(self) -> None:
-        """Translate what older ms-swift called differently."""
-        tuner, old = self.own["tuner"], self.swift["tuner"].pop("train_type", None)
-        where = self.origins.pop("tuner.train_type", None)
-        if where is None:
-            return
-        if not isinstance(old, str):
-            self.problems.append(Problem(f"tuner.train_type: {old!r} is not text", where=where))
-        elif tuner.setdefault("tuner_type", old) != old:
-            what = f"tuner.train_type is {old}, but tuner.tuner_type is {tuner['tuner_type']}"
-            do = f"both are the same key; write tuner_type alone (the other is at {self.origins['tuner.tuner_type']})"
-            self.problems.append(Problem(what, do, where))
-        else:
-            self.origins.setdefault("tuner.tuner_type", where)
-            self.notes.append(Problem("tuner.train_type is now called tuner_type, and was read as that", where=where))
 
     def length(self) -> int:
         """The one length, put where ms-swift wants it; 0 beside a problem."""

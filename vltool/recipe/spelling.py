@@ -1,0 +1,47 @@
+"""Keys that older ms-swift called differently -> today's names, file by file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vltool.errors import Problem
+from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode
+
+RENAMED = {"tuner": {"train_type": "tuner_type"}}
+"""Section -> old name -> today's."""
+
+
+def modernise(tree: MapNode, problems: list[Problem], notes: list[Problem]) -> MapNode:
+    """The tree of one file in today's spelling, with a note for each old name.
+
+    Done before files are merged: an old name in a recipe has to win over today's in its base.
+    Both names with different values in one file are a problem.
+    """
+    entries = []
+    for key, node in tree.entries:
+        renamed = RENAMED.get(key.name, {})
+        if isinstance(node, MapNode) and renamed:
+            node = replace(node, entries=tuple(_section(key.name, node, renamed, problems, notes)))
+        entries.append((key, node))
+    return replace(tree, entries=tuple(entries))
+
+
+def _section(
+    section: str, tree: MapNode, renamed: dict[str, str], problems: list[Problem], notes: list[Problem]
+) -> list[tuple[KeyNode, Node]]:
+    present = {key.name: (key, node) for key, node in tree.entries}
+    entries = []
+    for key, node in tree.entries:
+        today = renamed.get(key.name)
+        if today is None:
+            entries.append((key, node))
+            continue
+        notes.append(Problem(f"{section}.{key.name} is now called {today}, and was read as that", where=key.where))
+        if today not in present:
+            entries.append((replace(key, name=today), node))
+            continue
+        other_key, other = present[today]
+        if not (isinstance(node, ScalarNode) and isinstance(other, ScalarNode) and node.text == other.text):
+            what = f"{section}.{key.name} and {section}.{today} are the same key, with different values"
+            problems.append(Problem(what, f"write {today} alone (it is at {other_key.where})", key.where))
+    return entries
