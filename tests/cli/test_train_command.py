@@ -236,3 +236,23 @@ def test_a_signal_leaves_a_folder_from_which_the_run_goes_on(number, code, overl
     assert out.strip().endswith(f"checkpoint-{step + 2}")
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
     assert [s for s in steps if s <= step] == list(range(1, step + 1))
+
+
+@pytest.mark.parametrize("recipe", ["stage3_gkd_forward", "stage2_llm_lora", "stage1_aligner_full"])
+def test_a_shipped_recipe_runs_as_it_is(recipe, tiny, records, tmp_path):
+    variables = {"VLTOOL_MODEL": str(tiny), "VLTOOL_TRAIN_JSONL": str(records), "VLTOOL_VAL_JSONL": str(records)}
+    done = subprocess.run(
+        [sys.executable, "-m", "vltool", "train", f"recipes/{recipe}.yaml"], cwd=tmp_path, env=os.environ | variables,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = (tmp_path / "runs" / recipe).iterdir()
+    checkpoint = Path(done.stdout.strip())
+    assert checkpoint.parent == run_dir
+    assert (checkpoint / "adapter_model.safetensors").is_file()
+    rows = [json.loads(line) for line in (run_dir / "logging.jsonl").read_text().splitlines()]
+    assert any("train/loss" in row for row in rows)
+    assert any("eval/token_acc" in row for row in rows)
+    assert any("train/llm_kd_loss" in row for row in rows) == ("gkd" in recipe)
+    assert "trust_remote_code" not in done.stderr
+    assert "Warning" not in done.stderr

@@ -51,6 +51,8 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
         raise BadContent([*problems[:SHOWN], *rest])
     for problem in problems:
         reporter.warn(problem)
+    if count > len(problems):
+        reporter.warn(Problem(f"and {count - len(problems)} more like these, left out too"))
     return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, **skips))
 
 

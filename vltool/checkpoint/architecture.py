@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 from msgspec import Struct
 
 from vltool.errors import InvalidInput
@@ -85,17 +86,20 @@ def read_architecture(folder: Path) -> Architecture:
                 "use a plain Qwen3-VL checkpoint: transformers holds its code",
             )
         vision, text = config["vision_config"], config["text_config"]
-        return Architecture(
-            model_type=model_type,
-            vision_depth=vision["depth"],
-            deepstack_mergers=len(vision["deepstack_visual_indexes"]),
-            text_layers=text["num_hidden_layers"],
-            vocab_size=text["vocab_size"],
-            tied_head=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
-            patch_size=vision["patch_size"],
-            merge_size=vision["spatial_merge_size"],
-        )
+        shape = {
+            "model_type": model_type,
+            "vision_depth": vision["depth"],
+            "deepstack_mergers": len(vision["deepstack_visual_indexes"]),
+            "text_layers": text["num_hidden_layers"],
+            "vocab_size": text["vocab_size"],
+            "tied_head": bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+            "patch_size": vision["patch_size"],
+            "merge_size": vision["spatial_merge_size"],
+        }
+        return msgspec.convert(shape, Architecture)
     except json.JSONDecodeError as error:
         raise InvalidInput(f"{path}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from error
-    except (KeyError, TypeError) as error:
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput(f"{path}: no JSON: {error}", "copy the file again") from error
+    except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
         raise InvalidInput(f"{path}: is no Qwen3-VL config: {error} is missing or of the wrong type") from error

@@ -15,6 +15,7 @@ from vltool.errors import BadContent, InvalidInput
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 TRAINER_STATE = "trainer_state.json"
+INDEX = "model.safetensors.index.json"
 
 
 class Census(Struct, frozen=True, kw_only=True):
@@ -40,18 +41,20 @@ class Census(Struct, frozen=True, kw_only=True):
 def take_census(folder: Path) -> Census:
     """Read the headers of all safetensors in `folder` (not below it).
 
-    Raises InvalidInput for a folder that is absent or holds no weights, BadContent for broken files.
+    Raises InvalidInput for a folder that is absent or holds no weights, BadContent for broken files and for
+    shards that the index names and the folder lacks.
     """
     if not folder.is_dir():
         raise InvalidInput(f"no such checkpoint folder: {folder}", "name a checkpoint-N folder of a run")
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise InvalidInput(f"{folder} holds no .safetensors file", "name a checkpoint-N folder of a run")
     adapter = [file for file in files if file.name == ADAPTER_WEIGHTS]
     full = [file for file in files if file.name.startswith("model")]
+    if not adapter and not full:
+        raise InvalidInput(f"{folder} holds no weights in .safetensors files", "name a checkpoint-N folder of a run")
     tensors: dict[str, TensorInfo] = {}
-    for file in files:
+    for file in (*adapter, *full):
         tensors.update(read_header(file))
+    _all_shards(folder, full)
     config = _json(folder / ADAPTER_CONFIG) if adapter else {}
     return Census(
         folder=str(folder),
@@ -66,14 +69,19 @@ def last_complete(run_dir: Path) -> Path | None:
 
     Complete means: its trainer state can be read and its weights' headers agree with their files.
     """
-    found = [path for path in run_dir.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
-        if (path / "optimizer.pt").is_file() and _is_complete(path):
-            return path
-    return None
+    found = [(step, path) for path in run_dir.glob("checkpoint-*") if (step := _step(path)) is not None]
+    return next((path for _, path in sorted(found, reverse=True) if is_complete(path)), None)
 
 
-def _is_complete(folder: Path) -> bool:
+def _step(folder: Path) -> int | None:
+    digits = folder.name.removeprefix("checkpoint-")
+    return int(digits) if digits != folder.name and digits.isdecimal() else None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a folder is a checkpoint-N from which training can go on (see `last_complete`)."""
+    if _step(folder) is None or not (folder / "optimizer.pt").is_file():
+        return False
     try:
         _json(folder / TRAINER_STATE)
         take_census(folder)
@@ -82,12 +90,24 @@ def _is_complete(folder: Path) -> bool:
     return True
 
 
+def _all_shards(folder: Path, full: list[Path]) -> None:
+    index = folder / INDEX
+    if not full or not index.is_file():
+        return
+    shards = _json(index).get("weight_map")
+    if not isinstance(shards, dict):
+        raise BadContent(f"{index} has no weight_map", "copy the file again")
+    absent = sorted({str(shard) for shard in shards.values()} - {file.name for file in full})
+    if absent:
+        raise BadContent(f"{folder} lacks {', '.join(absent)}", "the checkpoint is incomplete: use another one")
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise BadContent(f"{path} is missing", "the checkpoint is incomplete: use another one") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadContent(f"{path} is no JSON: {error}", "the checkpoint is incomplete: use another one") from error
     if not isinstance(document, dict):
         raise BadContent(f"{path} holds no JSON object", "the checkpoint is incomplete: use another one")

@@ -5,11 +5,12 @@ Format: https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
-import json
 import struct
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import Struct
+import msgspec
+from msgspec import Meta, Struct
 
 from vltool.errors import BadContent
 
@@ -24,11 +25,46 @@ class TensorInfo(Struct, frozen=True):
     shape: tuple[int, ...]
 
 
+_Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+
+
+class _Entry(Struct, frozen=True):
+    dtype: str
+    shape: tuple[_Size, ...]
+    data_offsets: tuple[_Size, _Size]
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """Tensors of one .safetensors file, in the order of the header.
 
     Raises BadContent for a file that is truncated, lies about its sizes, or is no safetensors at all.
     """
+    try:
+        size, raw = _read(path)
+        header = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        header.pop("__metadata__", None)
+        entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()}
+    except OSError as error:
+        raise BadContent(f"{path}: cannot be read: {error.strerror}", "copy the file again") from error
+    except (ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise BadContent(f"{path}: broken safetensors header: {error}", "copy the file again") from error
+    end = 0
+    for name, (begin, stop) in sorted(((n, e.data_offsets) for n, e in entries.items()), key=lambda item: item[1]):
+        if begin != end or stop < begin:
+            raise BadContent(
+                f"{path}: {name} lies at {begin} to {stop}, the tensor before it ends at {end}", "copy the file again"
+            )
+        end = stop
+    if 8 + len(raw) + end != size:
+        raise BadContent(
+            f"{path}: its header describes {8 + len(raw) + end} bytes, the file has {size}",
+            "it is truncated: copy it again",
+        )
+    return {name: TensorInfo(entry.dtype, entry.shape) for name, entry in entries.items()}
+
+
+def _read(path: Path) -> tuple[int, bytes]:
+    """Size of the file, and its header as it stands there."""
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
@@ -40,17 +76,4 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 f"{path}: announces a header of {length} bytes, the file has {size}",
                 "it is truncated or no safetensors file: copy it again",
             )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw)
-        header.pop("__metadata__", None)
-        tensors = {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise BadContent(f"{path}: broken safetensors header: {error}", "copy the file again") from error
-    if 8 + length + end != size:
-        raise BadContent(
-            f"{path}: its header describes {8 + length + end} bytes, the file has {size}",
-            "it is truncated: copy it again",
-        )
-    return tensors
+        return size, file.read(length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,8 +16,8 @@ from vltool.recipe.variables import escape
 
 _BARE = re.compile(r"[A-Za-z/][\w./-]*")
 """Texts that need no quotes, unless they read as something else (`true`, `null`)."""
-_YAML_BREAKS = {ord(c): f"\\u{ord(c):04x}" for c in "\x7f\x85\u2028\u2029\ufeff"}
-"""Characters that JSON leaves alone, and at which YAML would break a line or stumble."""
+_UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+"""Characters that JSON may leave alone, and at which YAML would break a line or stumble."""
 
 
 def to_yaml(recipe: Recipe) -> str:
@@ -36,8 +37,7 @@ def _section(recipe: Recipe, section: str) -> dict[str, Any]:
         values = _written(msgspec.to_builtins(getattr(recipe, section)), recipe, section)
     values |= recipe.swift.get(section, {})
     # These two repeat the one length knob.
-    for repeated in ("max_model_len", "max_length"):
-        values.pop(repeated, None)
+    values.pop({"model": "max_model_len", "template": "max_length"}.get(section, ""), None)
     return dict(sorted(values.items()))
 
 
@@ -46,7 +46,7 @@ def _written(values: Mapping[str, Any], recipe: Recipe, prefix: str) -> dict[str
     kept: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}.{name}"
-        if key in recipe.origins and not isinstance(value, dict):
+        if key in recipe.origins and (not isinstance(value, dict) or not value):
             kept[name] = value
         elif isinstance(value, dict) and any(origin.startswith(f"{key}.") for origin in recipe.origins):
             kept[name] = _written(value, recipe, key)
@@ -57,25 +57,32 @@ def _lines(values: Mapping[str, Any], recipe: Recipe, prefix: str, indent: str) 
     for name, value in values.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and value:
-            yield f"{indent}{_text(name)}:"
+            yield f"{indent}{_quoted(name)}:"
             yield from _lines(value, recipe, f"{key}.", indent + "  ")
         else:
-            where = recipe.origins.get(key)
-            yield f"{indent}{_text(name)}: {_leaf(value)}" + (f"  # {where}" if where else "")
+            # The length may have been written as template.max_length.
+            where = recipe.origins.get(key) or recipe.origins.get("template.max_length" if not indent else key)
+            yield f"{indent}{_quoted(name)}: {_leaf(value)}" + (f"  # {_printable(str(where))}" if where else "")
 
 
 def _leaf(value: Any) -> str:
     """A value on one line; JSON is YAML."""
     if isinstance(value, str):
-        return _text(value)
+        return _quoted(escape(value))
     if isinstance(value, list | tuple):
         return f"[{', '.join(_leaf(item) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{_text(name)}: {_leaf(item)}' for name, item in value.items())}}}"
+        return f"{{{', '.join(f'{_quoted(name)}: {_leaf(item)}' for name, item in value.items())}}}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value}".replace("inf", ".inf").replace("nan", ".nan")
     return json.dumps(value)
 
 
-def _text(text: str) -> str:
+def _quoted(text: str) -> str:
     if _BARE.fullmatch(text) and read_plain(text) == text:
         return text
-    return json.dumps(escape(text), ensure_ascii=False).translate(_YAML_BREAKS)
+    return _printable(json.dumps(text, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found.group()):04x}", text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from vltool.errors import Problem
@@ -47,6 +48,10 @@ def swift_arguments(recipe: Recipe, problems: list[Problem]) -> tuple[dict[str, 
             where = recipe.where(f"{section}.{name}")
             if name in OURS:
                 problems.append(Problem(f"{section}.{name} is set by vltool itself", "take the line out", where))
+            elif msgspec.json.decode(msgspec.json.encode(value)) != value:
+                problems.append(
+                    Problem(f"{section}.{name}: {value} is no number for plan.json", "write a finite number", where)
+                )
             elif name in arguments and arguments[name] != value:
                 problems.append(
                     Problem(
@@ -56,17 +61,30 @@ def swift_arguments(recipe: Recipe, problems: list[Problem]) -> tuple[dict[str, 
             else:
                 arguments[name] = value
                 origins[name] = str(where)
+    _whole("per_device_train_batch_size", 1, recipe, arguments, problems)
+    _whole("max_pixels", 0, recipe, arguments, problems)
     _accumulation(recipe, arguments, origins, problems)
     best = arguments.get("metric_for_best_model")
     if isinstance(best, str):
         arguments["metric_for_best_model"] = best.replace("eval/", "eval_", 1)
     # TensorBoard is written by vltool, from the rows of logging.jsonl.
     report_to = arguments.get("report_to") or []
-    report_to = [report_to] if isinstance(report_to, str) else list(report_to)
+    report_to = report_to if isinstance(report_to, list) else [report_to]
     arguments["report_to"] = [name for name in report_to if name not in ("tensorboard", "none")] or ["none"]
     arguments.setdefault("template", "qwen3_vl")
     _precision(arguments)
     return arguments, origins
+
+
+def _whole(name: str, least: int, recipe: Recipe, arguments: dict[str, Any], problems: list[Problem]) -> None:
+    """Refuse what is no whole number in an argument of ms-swift that the plan itself reckons with."""
+    value = arguments.get(name, least)
+    if type(value) is int and value >= least:
+        return
+    del arguments[name]
+    key = next(f"{section}.{name}" for section, values in recipe.swift.items() if name in values)
+    what = f"{key}: {value!r} is not a whole number of at least {least}"
+    problems.append(Problem(what, "mend the value", recipe.where(key)))
 
 
 def _accumulation(
@@ -86,7 +104,7 @@ def _accumulation(
             )
         )
         return
-    together = int(arguments.get("per_device_train_batch_size", 1)) * processes
+    together = arguments.get("per_device_train_batch_size", 1) * processes
     steps, rest = divmod(wanted, together)
     if rest or not steps:
         near = " or ".join(str(n * together) for n in dict.fromkeys((max(steps, 1), steps + 1)))
@@ -106,8 +124,8 @@ def _accumulation(
 def _precision(arguments: dict[str, Any]) -> None:
     """Say the precision outright: ms-swift turns fp16 on for float32 weights when nothing is said."""
     dtype = arguments.setdefault("torch_dtype", "bfloat16")
-    arguments.setdefault("bf16", dtype == "bfloat16")
-    arguments.setdefault("fp16", dtype == "float16")
+    arguments.setdefault("bf16", dtype == "bfloat16" and not arguments.get("fp16"))
+    arguments.setdefault("fp16", dtype == "float16" and not arguments["bf16"])
 
 
 def tuner_arguments(tuner: TunerPlan, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -121,10 +139,12 @@ def tuner_arguments(tuner: TunerPlan, arguments: dict[str, Any]) -> dict[str, An
         "modules_to_save": list(tuner.modules_to_save),
     }
     if tuner.tuner_type == "full":
-        if tuner.frozen_vit_blocks:
+        given = arguments.get("freeze_parameters", [])
+        # What is no list is left for ms-swift's own types to refuse.
+        if tuner.frozen_vit_blocks and isinstance(given, list):
             early = [f"model.visual.blocks.{block}." for block in range(tuner.frozen_vit_blocks)]
             chosen["freeze_parameters"] = [
-                *arguments.get("freeze_parameters", []), "model.visual.patch_embed", "model.visual.pos_embed", *early,
+                *given, "model.visual.patch_embed", "model.visual.pos_embed", *early,
             ]  # fmt: skip
     elif tuner.target_regex is not None:
         chosen["target_regex"] = NO_TARGETS if tuner.target_regex in ("^$", "") else tuner.target_regex
@@ -138,5 +158,7 @@ def last_blocks_regex(freeze_llm: bool, freeze_aligner: bool, first_block: int, 
     if not freeze_aligner:
         parts.append(r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]")
     if not freeze_llm:
-        parts.append(r"model\.language_model\.layers\.\d+\..*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)")
+        parts.append(
+            r"model\.language_model\.layers\.\d+\.(.*\.)?(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+        )
     return f"^({'|'.join(parts)})$"

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from vltool import __version__
 from vltool.checkpoint.architecture import Architecture, read_architecture
-from vltool.checkpoint.census import last_complete
+from vltool.checkpoint.census import is_complete, last_complete
 from vltool.errors import InvalidInput, Problem
 from vltool.recipe.schema import Recipe
 from vltool.run import unsupported
@@ -224,6 +224,9 @@ def _run_folder(recipe: Recipe, cwd: Path, now: datetime, problems: list[Problem
         checkpoint = Path(resume)
         if not checkpoint.is_dir():
             problems.append(Problem(f"no such checkpoint: {checkpoint}", "name one, or say auto", where))
+        elif not is_complete(checkpoint):
+            what = f"{checkpoint} is no complete checkpoint-N folder with the optimizer's state"
+            problems.append(Problem(what, "name one, or say auto", where))
         if not wanted:
             run_dir = checkpoint.parent
     used = run_dir.is_dir() and any(run_dir.iterdir())
@@ -231,7 +234,12 @@ def _run_folder(recipe: Recipe, cwd: Path, now: datetime, problems: list[Problem
         problems.append(
             Problem(
                 f"the run folder {run_dir} is not empty",
-                "choose another training.output_dir, or go on with training.resume_from_checkpoint: auto",
+                "choose another training.output_dir"
+                + (
+                    ": no complete checkpoint lies in this one"
+                    if resume == "auto"
+                    else ", or go on with training.resume_from_checkpoint: auto"
+                ),
                 where,
             )
         )

@@ -50,20 +50,40 @@ def read_rows(run_dir: Path) -> Iterator[dict[str, int | float]]:
 
     Raises BadContent for a line that is no metric row.
     """
-    path = run_dir / FILE_NAME
+    yield from _rows(run_dir / FILE_NAME)
+
+
+def _rows(path: Path, *, drop_torn: bool = False) -> Iterator[dict[str, int | float]]:
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    content = path.read_bytes()
+    if drop_torn:
+        content = content[: content.rfind(b"\n") + 1]
+    for number, line in enumerate(content.splitlines(), 1):
         try:
-            row = json.loads(line)
-            yield {name: _NOT_FINITE[value] if isinstance(value, str) else value for name, value in row.items()}
-        except (ValueError, AttributeError, KeyError) as error:
+            row = {name: _number(value) for name, value in json.loads(line).items()}
+            if type(row.get("step")) is not int:
+                raise ValueError("it has no integer step")
+        except (ValueError, AttributeError, RecursionError) as error:
             raise BadContent(f"{path}:{number}: is no metric row: {error}", "look at what else writes there") from error
+        yield row
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, str) and value in _NOT_FINITE:
+        return _NOT_FINITE[value]
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r} is no number")
+    number: int | float = value
+    return number
 
 
 def forget_after(run_dir: Path, step: int) -> None:
-    """Drop the rows of steps after `step`: a resumed run writes them again."""
-    kept = [encode_row(row) + "\n" for row in read_rows(run_dir) if row["step"] <= step]
+    """Drop the rows of steps after `step`: a resumed run writes them again.
+
+    So goes a last line without its end, which a run leaves that died while writing it.
+    """
+    kept = [encode_row(row) + "\n" for row in _rows(run_dir / FILE_NAME, drop_torn=True) if row["step"] <= step]
     write_atomically(run_dir / FILE_NAME, "".join(kept).encode())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vltool.errors import Problem
-from vltool.recipe.schema import Recipe
+from vltool.recipe.schema import Recipe, Tuner
 
 _DO = "take it out of the recipe, or wait for the version that builds it"
 
@@ -53,6 +53,12 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
 """ms-swift's arguments that vltool's trainer, data or audits do not honour yet, and the values that they do."""
 
 
+def _narrowed(tuner: Tuner) -> bool:
+    """Whether the adapter's targets are worked out from `last_vit_blocks`, in place of `target_modules`."""
+    by_blocks = tuner.last_vit_blocks is not None and not tuner.freeze_vit
+    return by_blocks and tuner.target_regex is None and tuner.tuner_type != "full"
+
+
 def problems(recipe: Recipe) -> list[Problem]:
     """One problem for each thing that the recipe asks for and `train` cannot do yet."""
     custom, training, tuner, rlhf, launch = recipe.custom, recipe.training, recipe.tuner, recipe.rlhf, recipe.launch
@@ -66,8 +72,19 @@ def problems(recipe: Recipe) -> list[Problem]:
         (recipe.deepspeed.enabled, "deepspeed.enabled", "DeepSpeed"),
         (launch.nproc_per_node != 1, "launch.nproc_per_node", "more than one process"),
         (launch.nnodes != 1, "launch.nnodes", "more than one node"),
+        (launch.node_rank != 0, "launch.node_rank", "more than one node"),
+        (launch.master_addr is not None, "launch.master_addr", "more than one node"),
+        (launch.master_port is not None, "launch.master_port", "more than one node"),
+        (launch.rdzv_backend is not None, "launch.rdzv_backend", "more than one node"),
+        (launch.rdzv_endpoint is not None, "launch.rdzv_endpoint", "more than one node"),
+        (launch.rdzv_id is not None, "launch.rdzv_id", "more than one node"),
         (tuner.resume_from_checkpoint is not None, "tuner.resume_from_checkpoint", "chaining of stages"),
         (tuner.merge_previous is not None, "tuner.merge_previous", "chaining of stages"),
+        (
+            _narrowed(tuner) and tuner.target_modules != ("all-linear",),
+            "tuner.target_modules",
+            "last_vit_blocks with targets other than all-linear (write a target_regex)",
+        ),
         (tuner.tuner_type not in TUNERS, "tuner.tuner_type", f"tuners other than {' and '.join(TUNERS)}"),
         (bool(recipe.swift.get("quantization")), "quantization", "quantized base models"),
     ]

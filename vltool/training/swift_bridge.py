@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from swift.arguments import SftArguments
 from swift.pipelines.train import SwiftSft
 from swift.template import MaxLengthError
@@ -100,8 +101,10 @@ def build(plan: RunPlan) -> Prepared:
     Raises InvalidInput for arguments that ms-swift does not know or refuses.
     """
     check_arguments(plan)
+    # Without a GPU transformers refuses bf16, unless it is told that the CPU is meant.
+    device = {} if torch.accelerator.is_available() else {"use_cpu": True}
     try:
-        arguments = SftArguments(**(plan.arguments | _PLACEHOLDER))
+        arguments = SftArguments(**(device | plan.arguments | _PLACEHOLDER))
     except (ValueError, AssertionError) as error:
         raise InvalidInput(f"ms-swift refuses its arguments: {error}", "mend the recipe") from error
     arguments.save_args()

@@ -1,0 +1,183 @@
+"""What ms-swift, transformers and peft are trusted with, held against what they do: a guard for each trap."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from PIL import Image
+
+from vltool.audit.smoke import DEMO_JSONL
+from vltool.data.conversation import Prompts
+from vltool.data.dataset import CaptionDataset, scan
+from vltool.data.tokens import TextCounter
+from vltool.errors import BadContent, InvalidInput
+from vltool.recipe.validate import load_recipe
+from vltool.run.plan import make_plan
+from vltool.training import swift_bridge
+
+
+@pytest.fixture
+def prepared(overlay, tmp_path):
+    """Builds a recipe's plan and what the bridge makes of it."""
+
+    def build(extends="stage2_llm_lora", **sections):
+        plan = make_plan(load_recipe(str(overlay(extends, **sections))), cwd=tmp_path)
+        return plan, swift_bridge.build(plan)
+
+    return build
+
+
+def captions(path=DEMO_JSONL, **changes):
+    settings = {
+        "prompts": Prompts(user="Name every object.", system="Be exact."), "emit_norm": "norm1000",
+        "use_summary": False, "max_pixels": 256 * 256,
+    } | changes  # fmt: skip
+    return CaptionDataset(path, **settings), settings
+
+
+def test_the_loaded_model_computes_what_transformers_own_computes(prepared, tiny):
+    """ms-swift patches forwards and rewrites rope and lengths in the config: none of it may show."""
+    from transformers import AutoModelForImageTextToText
+
+    _, built = prepared(template={"max_pixels": 256 * 256})
+    encode = swift_bridge.encoder(built)
+    dataset, _ = captions()
+    batch = built.template.data_collator([encode(dataset[0].messages), encode(dataset[3].messages)])
+    plain = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32).eval()
+    names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")
+    inputs = {name: batch[name] for name in names}
+    with torch.no_grad():
+        got = built.model.eval()(**inputs, logits_to_keep=4, use_cache=False).logits
+        with_positions = built.model(
+            **inputs, position_ids=batch["position_ids"], logits_to_keep=4, use_cache=False
+        ).logits
+        want = plain(**inputs, logits_to_keep=4, use_cache=False).logits
+    assert torch.equal(got, want)
+    assert torch.equal(with_positions[:, -1][:1], want[:, -1][:1])
+
+
+def test_precision_is_what_the_recipe_says(prepared, tmp_path):
+    _, built = prepared()
+    assert built.training_arguments.fp16 is False
+    assert built.training_arguments.bf16 is False
+    assert {parameter.dtype for parameter in built.model.parameters()} == {torch.float32}
+    _, built = prepared(
+        name="half", model={"torch_dtype": "bfloat16"}, training={"bf16": True, "output_dir": str(tmp_path / "half")}
+    )
+    assert built.training_arguments.bf16 is True
+    trained = {p.dtype for p in built.model.parameters() if p.requires_grad}
+    assert trained == {torch.float32}, "adapters are kept in fp32"
+
+
+def test_arguments_that_ms_swift_would_default_otherwise(prepared):
+    plan, built = prepared()
+    assert built.arguments.lora_dropout == 0.0
+    assert built.arguments.strict is True
+    assert built.training_arguments.remove_unused_columns is False
+    assert built.training_arguments.lr_scheduler_type == "cosine_warmup_with_min_lr"
+    assert built.training_arguments.lr_scheduler_kwargs == {"min_lr": 1e-6}
+    assert built.training_arguments.warmup_steps == 0.1, "a ratio, in today's transformers"
+    assert Path(built.training_arguments.output_dir) == Path(plan.run_dir)
+    assert built.training_arguments.eval_strategy == "steps"
+    assert built.model.peft_config["default"].base_model_name_or_path == plan.model
+
+
+def test_no_targets_is_peft_s_own_word():
+    from peft.utils.constants import DUMMY_TARGET_MODULES
+
+    from vltool.run.arguments import NO_TARGETS
+
+    assert NO_TARGETS == DUMMY_TARGET_MODULES
+
+
+def test_the_kd_weight_can_be_read_on_both_argument_objects(prepared):
+    _, built = prepared("stage3_gkd_forward", rlhf={"llm_kd_weight": 0.25})
+    assert built.arguments.llm_kd_weight == 0.25
+    assert built.training_arguments.llm_kd_weight == 0.25
+
+
+def test_the_loss_sees_the_answer_and_its_end_and_nothing_else(prepared):
+    _, built = prepared()
+    dataset, _ = captions()
+    sample = swift_bridge.encoder(built)(dataset[1].messages)
+    seen = [token for token in sample["labels"] if token != -100]
+    answer = dataset[1].messages[-1]["content"]
+    assert built.template.tokenizer.decode(seen) == answer + "<|im_end|>\n"
+
+
+def test_token_counts_without_pixels_equal_the_template_s(prepared, tiny, tmp_path):
+    """Every photograph, and drawn pictures of random sizes, under several limits of pixels."""
+    _, built = prepared()
+    encode = swift_bridge.encoder(built)
+    counter = TextCounter.from_folder(tiny)
+    rng = random.Random(7)
+    lines = []
+    for number in range(12):
+        width, height = rng.randint(8, 900), rng.randint(8, 900)
+        Image.new("RGB", (width, height), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        lines.append(
+            f'{{"images": ["{number}.png"], "width": {width}, "height": {height}, '
+            f'"objects": [{{"desc": "größe {number} 漢字", "bbox_2d": [0, 0, {width}, {height / 2}]}}]}}'
+        )
+    (tmp_path / "sizes.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for path in (DEMO_JSONL, tmp_path / "sizes.jsonl"):
+        for max_pixels in (100 * 100, 512 * 512):
+            built.template.max_pixels = max_pixels
+            dataset, _ = captions(path, max_pixels=max_pixels)
+            for i in range(len(dataset)):
+                messages = dataset[i].messages
+                assert counter.count(messages, max_pixels=max_pixels) == len(encode(messages)["input_ids"])
+
+
+def test_the_scan_finds_the_longest_record_as_the_template_does(prepared, tiny):
+    _, built = prepared(template={"max_pixels": 256 * 256})
+    dataset, settings = captions()
+    found = scan(DEMO_JSONL, **settings, counter=TextCounter.from_folder(tiny), max_length=10**6, check_images=True)
+    lengths = [len(swift_bridge.encoder(built)(dataset[i].messages)["input_ids"]) for i in range(len(dataset))]
+    assert found.longest is not None
+    assert found.longest[0] == max(lengths)
+    assert found.longest[1].line == lengths.index(max(lengths)) + 1
+
+
+def test_a_record_that_is_too_long_is_refused_not_cut(prepared):
+    _, built = prepared()
+    built.template.max_length = 60
+    dataset, _ = captions()
+    with pytest.raises(BadContent, match="longer than global_max_length"):
+        swift_bridge.encoder(built)(dataset[0].messages)
+
+
+def test_the_wrong_content_key_cannot_train_silently(prepared):
+    """ms-swift ignores `{"type": "image", "url": …}`: the text would train without its picture."""
+    from vltool.data.record import parse_record
+    from vltool.errors import Where
+
+    line = (
+        b'{"images": ["a.jpg"], "messages": [{"role": "user", "content": [{"type": "image", "url": "a.jpg"}]}, '
+        b'{"role": "assistant", "content": "yes"}]}'
+    )
+    with pytest.raises(BadContent, match='"image"'):
+        parse_record(line, Where("r.jsonl", 1))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "words"),
+    [
+        ("tuner", "lora_rnak", 8, "did you mean lora_rank?"),
+        ("training", "learning_rate", "fast", "learning_rate: 'fast'"),
+        ("training", "save_steps", [1], r"save_steps: \[1\]"),
+        ("model", "torch_dtype", "float8", "torch_dtype"),
+        ("training", "gradient_checkpointing", "yes", "gradient_checkpointing: 'yes'"),
+    ],
+)
+def test_unknown_and_mistyped_arguments_are_located(section, key, value, words, prepared, tmp_path):
+    with pytest.raises(InvalidInput, match=words) as caught:
+        prepared(**{section: {key: value}})
+    assert "mine.yaml:1:" in str(caught.value)
+    assert not (tmp_path / "run").exists()
