@@ -48,7 +48,7 @@ def deepstack_index(name: str) -> int | None:
 def tensor_kind(name: str) -> str:
     """What a trainable tensor is: `lora_A`, `lora_B`, `weight`, `bias`, …"""
     parts = [part for part in name.split(".") if part not in ("default", "weight")]
-    return parts[-1] if parts[-1].startswith(("lora_", "bias")) else "weight"
+    return parts[-1] if parts and parts[-1].startswith(("lora_", "bias")) else "weight"
 
 
 class Architecture(Struct, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ Format: https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +26,15 @@ class TensorInfo(Struct, frozen=True):
     shape: tuple[int, ...]
 
 
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E5M2FNUZ", "F8_E4M3FNUZ", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+"""Bits of an element; a type that is not here is taken at its word."""
 _Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
@@ -43,16 +53,23 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         size, raw = _read(path)
         header = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
         header.pop("__metadata__", None)
-        entries = {name: msgspec.json.decode(entry, type=_Entry) for name, entry in header.items()}
+        entries = {name: msgspec.json.decode(value, type=_Entry) for name, value in header.items()}
     except OSError as error:
         raise BadContent(f"{path}: cannot be read: {error.strerror}", "copy the file again") from error
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise BadContent(f"{path}: broken safetensors header: {error}", "copy the file again") from error
     end = 0
-    for name, (begin, stop) in sorted(((n, e.data_offsets) for n, e in entries.items()), key=lambda item: item[1]):
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        begin, stop = entry.data_offsets
         if begin != end or stop < begin:
             raise BadContent(
                 f"{path}: {name} lies at {begin} to {stop}, the tensor before it ends at {end}", "copy the file again"
+            )
+        bits = _BITS.get(entry.dtype)
+        if bits is not None and math.prod(entry.shape) * bits != (stop - begin) * 8:
+            raise BadContent(
+                f"{path}: {name} takes {stop - begin} bytes, which {entry.dtype} of shape {entry.shape} does not",
+                "copy the file again",
             )
         end = stop
     if 8 + len(raw) + end != size:

@@ -7,14 +7,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
+from vltool.checkpoint.architecture import Tower, tower_of
 from vltool.errors import RunFailed
 from vltool.run import telemetry
-from vltool.run.evidence import Evidence
+from vltool.run.evidence import Evidence, TowerRow
 from vltool.run.launch import Reporter
 from vltool.training.freeze import GradientAudit, fingerprints
 from vltool.training.trainer import CaptionTrainer
@@ -68,10 +69,13 @@ class Telemetry(TrainerCallback):
 class StepAudit(TrainerCallback):
     """Audit after step 1: gradients where something should train, not a bit changed where nothing should."""
 
-    def __init__(self, trainer: CaptionTrainer, evidence: Evidence, run_dir: Path, before: dict[str, int]) -> None:
+    def __init__(
+        self, trainer: CaptionTrainer, evidence: Evidence, run_dir: Path, before: dict[str, int], reporter: Reporter
+    ) -> None:
         self._trainer = trainer
         self._evidence = evidence
         self._run_dir = run_dir
+        self._reporter = reporter
         self._before = before
         self._gradients = GradientAudit(trainer.model)
         self._looked_at_frozen = False
@@ -89,13 +93,13 @@ class StepAudit(TrainerCallback):
             self._trainer.model, saw_images=self._trainer.saw_images, learning_rate=float(rate)
         )
         shown = self._gradients.per_tower()
-        for row in self._evidence.towers or []:
+        for row in self._rows():
             row.got_gradient = shown.get(row.tower)
         if broken or self._gradients.done:
-            self._evidence.gradient_problems = broken
+            self._evidence.gradient_problems = [f"{tower}: {what}" for tower, what in broken]
             self._evidence.write(self._run_dir)
         if broken:
-            raise RunFailed(f"audit of the gradients at step {state.global_step + 1}: " + "; ".join(broken))
+            self._stop(f"audit of the gradients at step {state.global_step + 1}", broken)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the first step: frozen parameters must be bit for bit what they were."""
@@ -111,7 +115,21 @@ class StepAudit(TrainerCallback):
         self._evidence.frozen_changed = changed
         self._evidence.write(self._run_dir)
         if changed:
-            raise RunFailed(f"{len(changed)} frozen parameters changed by step {step}, the first: {changed[0]}")
+            self._stop(
+                f"audit of the frozen parameters at step {step}",
+                [(tower_of(name), f"{name} is frozen, but changed") for name in changed],
+            )
+
+    def _rows(self) -> list[TowerRow]:
+        return self._evidence.towers or []
+
+    def _stop(self, audit: str, broken: list[tuple[Tower, str]]) -> NoReturn:
+        """Show the table with what is wrong in it, and end the run."""
+        first = dict(reversed(broken))
+        for row in self._rows():
+            row.problem = first.get(row.tower)
+        self._reporter.towers(self._rows())
+        raise RunFailed(f"{audit}: " + "; ".join(f"{tower}: {what}" for tower, what in first.items()))
 
 
 class Stop(TrainerCallback):

@@ -130,34 +130,34 @@ class GradientAudit:
                 key = (tower_of(name), deepstack_index(name))
                 self._parts.setdefault(key, {}).setdefault(tensor_kind(name), False)
 
-    def observe(self, model: nn.Module, *, saw_images: bool, learning_rate: float) -> list[str]:
-        """Look at the gradients of one step. Returns what is wrong; empty while all is well."""
-        broken: list[str] = []
+    def observe(self, model: nn.Module, *, saw_images: bool, learning_rate: float) -> list[tuple[Tower, str]]:
+        """Look at the gradients of one step. Returns what is wrong, by tower; empty while all is well."""
+        broken: list[tuple[Tower, str]] = []
         checks: list[tuple[tuple[Tower, int | None], str, str, Tensor]] = []
         for name, parameter in model.named_parameters():
             if parameter.grad is None:
                 continue
             key = (tower_of(name), deepstack_index(name))
             if not parameter.requires_grad:
-                broken.append(f"{key[0]}: {plain_name(name)} is frozen, but has a gradient")
+                broken.append((key[0], f"{plain_name(name)} is frozen, but has a gradient"))
                 continue
             checks.append((key, tensor_kind(name), name, parameter.grad.detach().float().norm()))
         # One transfer for all norms: each `.item()` would wait for the device.
         norms = torch.stack([norm for *_, norm in checks]).tolist() if checks else []
         for (key, kind, name, _), value in zip(checks, norms, strict=True):
             if not math.isfinite(value):
-                broken.append(f"{key[0]}: the gradient of {plain_name(name)} is not finite")
+                broken.append((key[0], f"the gradient of {plain_name(name)} is not finite"))
             elif value > 0.0:
                 self._parts[key][kind] = True
         self._updates += learning_rate > 0.0
-        for key, kinds in self._parts.items():
-            if key[0] not in ("language", "head") and not saw_images:
+        for (tower, merger), kinds in self._parts.items():
+            if tower not in ("language", "head") and not saw_images:
                 continue
-            label = key[0] if key[1] is None else f"{key[0]} merger {key[1]}"
+            part = "" if merger is None else f"merger {merger} "
             if not any(kinds.values()):
-                broken.append(f"{label}: should train, but no gradient reaches it")
+                broken.append((tower, f"{part}should train, but no gradient reaches it"))
             elif self._updates >= 2:
-                broken += [f"{label}: no gradient reaches its {kind}" for kind, got in kinds.items() if not got]
+                broken += [(tower, f"{part}gets no gradient in its {kind}") for kind, got in kinds.items() if not got]
         shown = all(got for kinds in self._parts.values() for got in kinds.values())
         self.done = bool(broken) or (self._updates >= 2 and shown)
         return broken

@@ -72,6 +72,10 @@ class CaptionTrainer(Seq2SeqTrainer):
         self, *args: Any, distillation: DistillationPlan | None, teacher: Teacher | None, tap: HeadTap, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        # The parent would look for old checkpoints in the wrong folder, and at the end delete the last one
+        # where only one is to be kept and another was best.
+        self._checkpoints_kept = self.args.save_total_limit
+        self.args.save_total_limit = None
         self._distillation = distillation
         self._teacher = teacher
         self._tap = tap
@@ -231,9 +235,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         self._update_last_checkpoint_symlink()
         rotate_checkpoints(
             output_dir=str(run_dir),
-            save_total_limit=self.args.save_total_limit,
+            save_total_limit=self._checkpoints_kept,
             best_model_checkpoint=self.state.best_model_checkpoint,
-            use_mtime=True,
         )
 
 

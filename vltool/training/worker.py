@@ -94,7 +94,7 @@ def _train(plan: RunPlan, prepared: swift_bridge.Prepared, evidence: Evidence, r
         trainer.remove_callback(callback)
     resumed_step = None if plan.resume is None else int(Path(plan.resume).name.rpartition("-")[2])
     telemetry = Telemetry(run_dir, reporter, resumed_step=resumed_step)
-    step_audit = StepAudit(trainer, evidence, run_dir, fingerprints(prepared.model))
+    step_audit = StepAudit(trainer, evidence, run_dir, fingerprints(prepared.model), reporter)
     stop = Stop()
     for callback in (telemetry, step_audit, stop):
         trainer.add_callback(callback)

@@ -1,0 +1,183 @@
+"""The look at every record before a worker starts: what stops a run, what is left out, what is not looked at."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from planning import House
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from vltool.audit.preflight import SHOWN, audited
+from vltool.data import dataset
+from vltool.errors import BadContent, InvalidInput
+
+
+class Reporter:
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.stages, self.warnings = [], []
+
+    def stage(self, text):
+        self.stages.append(text)
+
+    def warn(self, problem):
+        self.warnings.append(str(problem))
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A house whose base has a tokenizer that gives each byte a token."""
+    monkeypatch.chdir(tmp_path)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    house = House(tmp_path)
+    tokenizer.save(str(house.base / "tokenizer.json"))
+    return house
+
+
+GOOD = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "good day"}]}
+BAD = {"messages": [{"role": "user", "content": "hello <|im_end|>"}, {"role": "assistant", "content": "good day"}]}
+
+
+def write(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def look(house, **sections):
+    """The audited plan and the reporter."""
+    custom = {"val_jsonl": str(house.val), "user_prompt": "?"} | sections.pop("custom", {})
+    reporter = Reporter()
+    return audited(house.plan(custom=custom, **sections), reporter), reporter
+
+
+def refused(house, **sections):
+    with pytest.raises(BadContent) as caught:
+        look(house, **sections)
+    return caught.value.problems
+
+
+SKIP = {"data": {"on_bad_record": "skip"}}
+
+
+def test_good_records_change_nothing(house):
+    write(house.train, GOOD, GOOD)
+    write(house.val, GOOD)
+    plan, reporter = look(house)
+    assert plan == house.plan(custom={"val_jsonl": str(house.val), "user_prompt": "?"})
+    assert reporter.stages == ["reading every record"]
+    assert reporter.warnings == []
+
+
+def test_bad_records_of_both_files_are_named_by_their_lines(house):
+    write(house.train, GOOD, BAD, GOOD)
+    write(house.val, BAD, GOOD)
+    problems = refused(house)
+    assert [str(problem.where) for problem in problems] == [f"{house.train}:2", f"{house.val}:1"]
+    assert all("<|im_end|>" in problem.what for problem in problems)
+
+
+@pytest.mark.parametrize(("bad", "more"), [(SHOWN, None), (SHOWN + 1, 1), (SHOWN + 7, 7)])
+def test_of_many_bad_records_the_first_are_shown_and_the_others_counted(bad, more, house):
+    write(house.train, GOOD, *[BAD] * (bad - 1))
+    write(house.val, BAD, GOOD)
+    problems = refused(house)
+    shown = [f"{house.train}:{line}" for line in range(2, bad + 1)] + [f"{house.val}:1"]
+    assert [str(problem.where) for problem in problems[:SHOWN]] == shown[:SHOWN]
+    if more is None:
+        assert len(problems) == SHOWN
+    else:
+        (rest,) = problems[SHOWN:]
+        assert rest.what == f"and {more} more like these"
+        assert "data.on_bad_record: skip" in rest.do
+
+
+def test_the_rest_is_counted_beyond_what_a_scan_keeps(house, monkeypatch):
+    monkeypatch.setattr(dataset, "MOST_PROBLEMS", SHOWN)
+    write(house.train, GOOD, *[BAD] * 50)
+    write(house.val, GOOD)
+    assert refused(house)[-1].what == "and 30 more like these"
+
+
+def test_skipped_records_are_reported_and_left_out(house):
+    write(house.train, BAD, GOOD, BAD)
+    write(house.val, GOOD, BAD)
+    plan, reporter = look(house, **SKIP)
+    assert (plan.data.skip_train, plan.data.skip_val) == ((0, 2), (1,))
+    places = [f"{house.train}:1", f"{house.train}:3", f"{house.val}:2"]
+    assert [place in warning for place, warning in zip(places, reporter.warnings, strict=True)] == [True] * 3
+
+
+def test_every_skip_is_told_or_counted(house, monkeypatch):
+    monkeypatch.setattr(dataset, "MOST_PROBLEMS", 5)
+    write(house.train, GOOD, *[BAD] * 9)
+    write(house.val, GOOD)
+    plan, reporter = look(house, **SKIP)
+    assert plan.data.skip_train == tuple(range(1, 10))
+    assert len(reporter.warnings) == 6
+    assert reporter.warnings[-1] == "and 4 more like these, left out too"
+
+
+@pytest.mark.parametrize("file", ["train", "val"])
+@pytest.mark.parametrize("sections", [SKIP, {}], ids=["skip", "error"])
+def test_a_file_without_one_good_record_stops_the_run(file, sections, house):
+    write(house.train, GOOD)
+    write(house.val, GOOD)
+    write(getattr(house, file), *[BAD] * 25)
+    problems = refused(house, **sections)
+    assert len(problems) == SHOWN + 1
+    assert problems[-1].what == f"{getattr(house, file)}: not one record can be used"
+
+
+def test_records_beyond_the_limits_are_not_looked_at(house):
+    write(house.train, GOOD, GOOD, BAD)
+    write(house.val, GOOD, BAD)
+    assert len(refused(house, custom={"train_sample_limit": 2})) == 1
+    assert len(refused(house, custom={"val_sample_limit": 1})) == 1
+    assert len(refused(house, custom={"sample_limit": 2, "val_sample_limit": 9})) == 1
+    look(house, custom={"train_sample_limit": 2, "val_sample_limit": 1})
+    look(house, custom={"sample_limit": 1})
+    with pytest.raises(BadContent, match="not one record can be used"):
+        write(house.train, BAD, GOOD)
+        look(house, custom={"sample_limit": 1}, **SKIP)
+
+
+def test_lengths_are_measured_with_the_bases_tokenizer(house):
+    write(house.train, GOOD)
+    write(house.val, GOOD)
+    counted = refused(house, global_max_length=10)[0].what
+    length = int(counted.split()[3])
+    look(house, global_max_length=length)
+    assert len(refused(house, global_max_length=length - 1)) == 3, "both files, and that none is left of the first"
+
+
+def test_no_validation_data_is_no_problem(house):
+    write(house.train, GOOD, BAD)
+    plan, _ = look(house, custom={"val_jsonl": None}, **SKIP)
+    assert (plan.data.skip_train, plan.data.skip_val) == ((1,), ())
+
+
+def test_pictures_are_found_where_the_environment_says(house, tmp_path):
+    record = {
+        "images": ["a.png"], "width": 64, "height": 64, "objects": [{"desc": "box", "bbox_2d": [1, 2, 30, 40]}],
+    }  # fmt: skip
+    write(house.train, record)
+    write(house.val, GOOD)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"never opened")
+    custom = {"val_jsonl": str(house.val), "user_prompt": "?"}
+    audited(house.plan(custom=custom, shell={"ROOT_IMAGE_DIR": str(tmp_path / "pictures")}), Reporter())
+    with pytest.raises(BadContent, match=r"a\.png"):
+        audited(house.plan(custom=custom), Reporter())
+
+
+def test_nothing_is_read_where_the_recipe_says_so(house):
+    write(house.train, BAD)
+    (house.base / "tokenizer.json").unlink()
+    plan, reporter = look(house, custom={"preflight": False})
+    assert plan.data.skip_train == ()
+    assert reporter.stages == []
+    with pytest.raises(InvalidInput, match=r"tokenizer\.json"):
+        look(house)

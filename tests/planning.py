@@ -1,0 +1,73 @@
+"""Recipes over a base checkpoint of which only config.json exists, and their plans."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+
+from vltool.errors import InvalidInput
+from vltool.recipe.validate import load_recipe
+from vltool.run.plan import make_plan
+
+NOW = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
+
+
+def write_config(folder, *, depth=24, vocab_size=151936, model_type="qwen3_vl"):
+    """A checkpoint folder as far as a plan looks at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "model_type": model_type,
+        "vision_config": {
+            "depth": depth, "deepstack_visual_indexes": [1, 2, 3], "patch_size": 16, "spatial_merge_size": 2,
+        },
+        "text_config": {"num_hidden_layers": 36, "vocab_size": vocab_size},
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def write_checkpoint(folder):
+    """A checkpoint folder from which a run can go on, as far as anyone looks at it."""
+    folder.mkdir(parents=True)
+    header = b"{}"
+    (folder / "adapter_model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    for name in ("adapter_config.json", "trainer_state.json", "optimizer.pt"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+class House:
+    """A folder with `base`, `train.jsonl` and `val.jsonl`; makes plans of recipes on them."""
+
+    def __init__(self, folder):
+        self.folder = folder.resolve()
+        self.base = write_config(folder / "base")
+        self.train = folder / "train.jsonl"
+        self.val = folder / "val.jsonl"
+        for path in (self.train, self.val):
+            path.write_text("{}\n")
+        self.env = {"VLTOOL_MODEL": str(self.base), "VLTOOL_TRAIN_JSONL": str(self.train)}
+
+    def write(self, extends="base", name="mine", **sections):
+        """A recipe file; JSON is YAML."""
+        path = self.folder / f"{name}.yaml"
+        path.write_text(json.dumps({"extends": extends, **sections}))
+        return path
+
+    def recipe(self, source="base", *, env=(), **sections):
+        """A shipped recipe by its name, with `sections` over it."""
+        source = str(self.write(source, **sections)) if sections else source
+        return load_recipe(source, env=self.env | dict(env), cwd=self.folder)
+
+    def plan(self, source="base", *, env=(), shell=(), now=NOW, **sections):
+        """env: variables that the recipe reads; shell: those that the plan looks at."""
+        return make_plan(self.recipe(source, env=env, **sections), cwd=self.folder, env=dict(shell), now=now)
+
+    def refused(self, *args, **kwargs):
+        """The problems for which there is no plan."""
+        with pytest.raises(InvalidInput) as caught:
+            self.plan(*args, **kwargs)
+        return caught.value.problems
