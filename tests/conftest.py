@@ -96,7 +96,7 @@ class Silent:
     def towers(self, rows: Any) -> None:
         self.table = list(rows)
 
-    def step(self, done: int, total: int) -> None: ...
+    def progress(self, what: str, done: int, total: int) -> None: ...
 
     def row(self, row: dict[str, int | float]) -> None:
         self.rows.append(row)

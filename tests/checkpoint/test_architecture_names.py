@@ -89,6 +89,7 @@ def test_towers_of_adapted_names(name):
             "base_model.model.model.visual.blocks.1.attn.qkv.lora_A.default.weight",
             "model.visual.blocks.1.attn.qkv.lora_A.default.weight",
         ),
+        ("base_model.model.lm_head.modules_to_save.second_adapter.weight", "lm_head.weight"),
         ("base_model.model.base_model.x", "base_model.x"),
     ],
 )

@@ -46,6 +46,10 @@ def test_the_base_recipe_in_float32(house):
     assert (arguments["bf16"], arguments["fp16"]) == (False, False)
 
 
+def test_the_template_is_said_even_where_the_recipe_does_not(house):
+    assert house.plan(template={"template": None}).arguments["template"] == "qwen3_vl"
+
+
 @pytest.mark.parametrize(
     ("written", "want"),
     [("eval/token_acc", "eval_token_acc"), ("eval_token_acc", "eval_token_acc"), ("loss", "loss"), (None, None)],
@@ -229,6 +233,7 @@ def test_full_tuning_freezes_the_early_blocks_by_name(house):
     # The dot keeps blocks.1. from freezing blocks.10 and blocks.11.
     frozen = tuple(plan.arguments["freeze_parameters"])
     assert not "model.visual.blocks.10.attn.qkv.weight".startswith(frozen)
+    assert house.plan(tuner=full).tuner.target_regex is None
     assert "freeze_parameters" not in house.plan(tuner=full | {"last_vit_blocks": 12}).arguments
     assert house.plan(tuner=full | {"freeze_parameters": "lm_head"}).arguments["freeze_parameters"] == "lm_head"
 

@@ -69,7 +69,18 @@ def test_fingerprints_tell_files_apart(tmp_path):
         return fingerprint(tmp_path / "f")["sha256_of_edges"]
 
     mib = bytes(1 << 20)
-    contents = [b"", b"a", b"b", b"aa", mib, mib + b"x", b"x" + mib, mib + mib + mib + b"x", b"x" + mib + mib + mib]
+    contents = [
+        b"",
+        b"a",
+        b"b",
+        b"aa",
+        mib,
+        mib + b"x",
+        b"x" + mib,
+        mib * 3 + b"x",
+        mib * 3 + b"y",
+        b"x" + mib + mib + mib,
+    ]
     assert len({of(content) for content in contents}) == len(contents)
     assert of(b"a") == of(b"a")
     assert fingerprint(tmp_path / "f")["bytes"] == 1

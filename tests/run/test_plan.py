@@ -169,6 +169,11 @@ def test_what_the_data_plan_takes_from_recipe_and_environment(house):
     assert (plan.distillation.eval_kd_batches, plan.distillation.kd_temperature) == ("all", 2.0)
 
 
+def test_the_smaller_limit_counts(house):
+    plan = house.plan(custom={"sample_limit": 5, "train_sample_limit": 4, "val_sample_limit": 6})
+    assert (plan.data.train_sample_limit, plan.data.val_sample_limit) == (4, 5)
+
+
 def test_defaults_of_the_data_plan(house):
     plan = house.plan(shell={"ROOT_IMAGE_DIR": ""})
     assert plan.data.image_root is None

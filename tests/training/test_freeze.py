@@ -90,6 +90,9 @@ def test_early_vision_blocks_that_train_are_named(built, tmp_path):
     assert "only the last vision blocks should" in problem
 
 
+UP_PROJ = "model.language_model.layers.2.mlp.up_proj"
+
+
 def set_gradients(model, *, zero=(), missing=(), nan=()):
     for name, p in model.named_parameters():
         p.grad = None
@@ -120,7 +123,13 @@ def test_gradients_of_every_part_and_kind(built):
     [
         ({"missing": ("deepstack_merger_list.1",)}, ("deepstack", "merger 1 should train, but no gradient reaches it")),
         ({"zero": ("visual.merger",)}, ("aligner", "should train, but no gradient reaches it")),
-        ({"nan": ("layers.2.mlp.up_proj.lora_B",)}, ("language", "the gradient of model.language_model.layers.2.mlp.up_proj.lora_B.default.weight is not finite")),
+        (
+            {"nan": ("layers.2.mlp.up_proj.lora_B",)},
+            (
+                "language",
+                f"the gradient of {UP_PROJ}.lora_B.default.weight is not finite",
+            ),
+        ),
     ],
 )
 def test_a_part_without_a_gradient_is_named_at_step_one(gradients, finding, built):

@@ -109,21 +109,28 @@ def test_value_and_gradients_equal_a_plain_fp64_reference(
         assert float((grad.double() - wanted).norm()) <= 1e-5 * scale
 
 
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
-def test_relative_error_of_the_divergence_alone(beta, temperature):
+def test_relative_error_of_the_divergence_alone(beta, temperature, device):
     hidden, labels, head, teacher_hidden, teacher_head, _ = case(3, 37, 5, 211, 0.3, 0.5)
     hidden.requires_grad_()
     want, _, _ = reference(hidden, labels, head, teacher_hidden, teacher_head, beta, temperature, 0.0, 1.0, None, 26.0)
     (want_grad,) = torch.autograd.grad(want, hidden)
-    hidden32 = hidden.detach().float().requires_grad_()
+    hidden32, head32, teacher32, teacher_head32 = (
+        t.detach().float().to(device) for t in (hidden, head, teacher_hidden, teacher_head)
+    )
     got = distillation_loss(
-        hidden32, labels, head.float(), teacher_hidden_NH=teacher_hidden.float(), teacher_head_VH=teacher_head.float(),
-        beta=beta, temperature=temperature, ce_weight=0.0, kd_weight=1.0, denominator=26.0, chunk_tokens=10,
+        hidden32.requires_grad_(), labels.to(device), head32, teacher_hidden_NH=teacher32,
+        teacher_head_VH=teacher_head32, beta=beta, temperature=temperature, ce_weight=0.0, kd_weight=1.0,
+        denominator=26.0, chunk_tokens=10,
     )  # fmt: skip
     got.loss.backward()
-    assert relative(got.loss.detach(), want.detach()) <= 1e-5
-    assert relative(hidden32.grad, want_grad) <= 1e-5
+    assert relative(got.loss.detach().cpu(), want.detach()) <= 1e-5
+    assert relative(hidden32.grad.cpu(), want_grad) <= 1e-5
 
 
 def test_gradient_passes_gradcheck():

@@ -24,10 +24,11 @@ class WidestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(tensor, torch.Tensor) and tensor.ndim >= 2 and tensor.shape[-1] == VOCAB_SIZE:
-                # [H, V] is the head itself, turned round.
-                if tensor.shape[-2] != 16 or tensor.ndim > 2:
-                    self.rows = max(self.rows, tensor.numel() // VOCAB_SIZE)
+            if not isinstance(tensor, torch.Tensor) or tensor.ndim < 2 or tensor.shape[-1] != VOCAB_SIZE:
+                continue
+            # [H, V] is the head itself, turned round.
+            if tensor.shape != (16, VOCAB_SIZE):
+                self.rows = max(self.rows, tensor.numel() // VOCAB_SIZE)
         return out
 
 

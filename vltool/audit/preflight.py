@@ -6,8 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from vltool.data.conversation import Prompts
-from vltool.data.dataset import Scan, scan
+from vltool.data.dataset import scan
 from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, Problem
 from vltool.run.launch import Reporter
@@ -31,13 +30,17 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
     skips: dict[str, tuple[int, ...]] = {}
     problems: list[Problem] = []
     count = 0
-    for name, path, limit in (
-        ("skip_train", plan.data.train_jsonl, plan.data.train_sample_limit),
-        ("skip_val", plan.data.val_jsonl, plan.data.val_sample_limit),
-    ):
+    for name, path in (("skip_train", plan.data.train_jsonl), ("skip_val", plan.data.val_jsonl)):
         if path is None:
             continue
-        found = _scan(plan, path, limit, counter)
+        found = scan(
+            Path(path),
+            **plan.data.reading(validation=name == "skip_val"),
+            counter=counter,
+            max_length=plan.data.max_length,
+            check_images=False,
+            progress=lambda done, total: reporter.progress("reading records", done, total),
+        )
         problems += found.problems
         count += found.problem_count
         skips[name] = found.bad
@@ -54,19 +57,3 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
     if count > len(problems):
         reporter.warn(Problem(f"and {count - len(problems)} more like these, left out too"))
     return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, **skips))
-
-
-def _scan(plan: RunPlan, path: str, limit: int | None, counter: TextCounter) -> Scan:
-    data = plan.data
-    return scan(
-        Path(path),
-        prompts=Prompts(user=data.user_prompt, system=data.system_prompt),
-        emit_norm=data.emit_norm,
-        use_summary=data.use_summary,
-        max_pixels=data.max_pixels,
-        sample_limit=limit,
-        root=None if data.image_root is None else Path(data.image_root),
-        counter=counter,
-        max_length=data.max_length,
-        check_images=False,
-    )

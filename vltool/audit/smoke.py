@@ -88,7 +88,7 @@ def _place(scratch: Path, keep: Path | None) -> Path:
 
 def _tiny_overlay(scratch: Path, model: Path) -> Path:
     """An overlay that replaces a recipe's model and data by tiny ones, and its learning rates by large ones."""
-    rate = 1e-2
+    rate = 5e-3
     overlay = scratch / "tiny.yaml"
     document = {
         "model": {"model": str(model.resolve()), "model_type": None, "torch_dtype": "float32"},

@@ -5,17 +5,28 @@ from __future__ import annotations
 import json
 import linecache
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from vltool.errors import Problem, VltoolError
 
 JSON_SCHEMA_VERSION = 1
+SECONDS_BETWEEN_LINES = 30.0
+"""Between two lines of progress where there is no terminal."""
 
 _SHOWN_METRICS = (
     ("loss", "loss"), ("sft_loss", "sft"), ("llm_kd_loss", "kd"), ("token_acc", "acc"), ("learning_rate", "lr"),
@@ -72,8 +83,9 @@ class RunReporter:
     def __init__(self, output: Output, *, quiet: bool = False) -> None:
         self._output = output
         self._quiet = quiet
-        self._progress: Progress | None = None
-        self._task: Any = None
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._told = time.monotonic()
 
     def stage(self, text: str) -> None:
         """A new stage of the run began."""
@@ -95,12 +107,18 @@ class RunReporter:
             )
         self._output.talk.print(table)
 
-    def step(self, done: int, total: int) -> None:
-        """An optimizer step ended."""
-        if self._quiet or not self._output.talk.is_terminal:
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A bar on a terminal; elsewhere a line every half a minute, and none for training, whose rows are lines."""
+        if self._quiet:
             return
-        if self._progress is None:
-            self._progress = Progress(
+        if not self._output.talk.is_terminal:
+            now = time.monotonic()
+            if what != "training" and now - self._told > SECONDS_BETWEEN_LINES:
+                self._told = now
+                self._output.note(f"{what}: {done} of {total}")
+            return
+        if self._bars is None:
+            self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -109,11 +127,15 @@ class RunReporter:
                 TimeRemainingColumn(),
                 console=self._output.talk,
             )
-            self._progress.start()
-            self._task = self._progress.add_task("training", total=total, rate="")
-        task = self._progress.tasks[0]
-        rate = f"{task.speed:.2f} steps/s" if task.speed else ""
-        self._progress.update(self._task, completed=done, rate=rate)
+            self._bars.start()
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(what, total=total, rate="")
+        task = next(task for task in self._bars.tasks if task.id == self._tasks[what])
+        rate = f"{task.speed:.3g}/s" if task.speed else ""
+        self._bars.update(task.id, completed=done, total=total, rate=rate)
+        # Evaluation comes and goes; the bar of the training stays.
+        if done >= total and what != "training":
+            self._bars.remove_task(self._tasks.pop(what))
 
     def row(self, row: dict[str, int | float]) -> None:
         """A row of metrics was logged."""
@@ -133,6 +155,6 @@ class RunReporter:
 
     def close(self) -> None:
         """Take the progress bar away."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from vltool.errors import BadContent, Problem, Where
 
 MOST_PROBLEMS = 1000
 """Problems that a scan keeps in words; it counts the others."""
+PROGRESS_EVERY = 500
+"""Records between two words of a scan's progress."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +117,15 @@ def scan(
     check_images: bool,
     sample_limit: int | None = None,
     root: Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Scan:
     """Judge every record as training would, without decoding pixels.
 
     check_images reads the header of each local image and compares its oriented size with the
     declared one; without it headers are read only where no size is declared, and files need but
     exist. Remote images are fetched only where their size is needed. Lengths, with a counter, are
-    exact; one above max_length tokens is a problem. Raises as `JsonlIndex` does.
+    exact; one above max_length tokens is a problem. progress is told, every so often, how many
+    records of how many are done. Raises as `JsonlIndex` does.
     """
     index = JsonlIndex(jsonl)
     problems: list[Problem] = []
@@ -130,6 +134,8 @@ def scan(
     longest: tuple[int, Where] | None = None
     count, records = 0, _limited(len(index), sample_limit)
     for position in range(records):
+        if progress is not None and position % PROGRESS_EVERY == 0:
+            progress(position, records)
         line, where = index.read(position)
         found: list[Problem] = []
         try:

@@ -39,8 +39,8 @@ class Reporter(Protocol):
     def towers(self, rows: Sequence[TowerRow]) -> None:
         """The audit's table before step 1."""
 
-    def step(self, done: int, total: int) -> None:
-        """An optimizer step ended."""
+    def progress(self, what: str, done: int, total: int) -> None:
+        """So much of some long work is done; `what` is a word or two, such as `training`."""
 
     def row(self, row: dict[str, int | float]) -> None:
         """A row of metrics was logged."""

@@ -14,6 +14,7 @@ from msgspec import Struct
 from vltool import __version__
 from vltool.checkpoint.architecture import Architecture, read_architecture
 from vltool.checkpoint.census import is_complete, last_complete
+from vltool.data.conversation import Prompts
 from vltool.errors import InvalidInput, Problem
 from vltool.recipe.schema import Recipe
 from vltool.run import unsupported
@@ -43,6 +44,17 @@ class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     skip_train: tuple[int, ...] = ()
     """Positions of records that the audit found bad and the recipe allows to skip."""
     skip_val: tuple[int, ...] = ()
+
+    def reading(self, *, validation: bool) -> dict[str, Any]:
+        """How records become samples: arguments of `vltool.data.dataset`'s `scan` and `CaptionDataset`."""
+        return {
+            "prompts": Prompts(user=self.user_prompt, system=self.system_prompt),
+            "emit_norm": self.emit_norm,
+            "use_summary": self.use_summary,
+            "max_pixels": self.max_pixels,
+            "sample_limit": self.val_sample_limit if validation else self.train_sample_limit,
+            "root": None if self.image_root is None else Path(self.image_root),
+        }
 
 
 class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -36,6 +36,7 @@ class Telemetry(TrainerCallback):
     def __init__(self, run_dir: Path, reporter: Reporter, *, resumed_step: int | None) -> None:
         self._run_dir = run_dir
         self._reporter = reporter
+        self._evaluated = 0
         if resumed_step is not None:
             telemetry.forget_after(run_dir, resumed_step)
         purge = None if resumed_step is None else resumed_step + 1
@@ -43,7 +44,16 @@ class Telemetry(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report progress."""
-        self._reporter.step(state.global_step, state.max_steps)
+        self._reporter.progress("training", state.global_step, state.max_steps)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count evaluation batches from the start again."""
+        self._evaluated = 0
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any, **kwargs: Any) -> None:
+        """Report progress."""
+        self._evaluated += 1
+        self._reporter.progress("evaluating", self._evaluated, len(eval_dataloader))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one row. Raises RunFailed when the loss or its gradient is not finite."""

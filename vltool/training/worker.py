@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from vltool.checkpoint.census import last_complete
-from vltool.data.conversation import Prompts
 from vltool.data.dataset import CaptionDataset
 from vltool.errors import InvalidInput, RunFailed, VltoolError
 from vltool.run.evidence import Evidence, to_json, write_atomically
@@ -72,10 +71,12 @@ def _train(plan: RunPlan, prepared: swift_bridge.Prepared, evidence: Evidence, r
         raise RunFailed("audit before step 1: " + "; ".join(audit.problems), "the table above shows every tower")
 
     encode = swift_bridge.encoder(prepared)
-    train_records = EncodedRecords(_records(plan, plan.data.train_jsonl, validation=False), encode)
-    eval_records = None
-    if plan.data.val_jsonl is not None:
-        eval_records = EncodedRecords(_records(plan, plan.data.val_jsonl, validation=True), encode)
+    data = plan.data
+    train_set = CaptionDataset(Path(data.train_jsonl), **data.reading(validation=False), skip=data.skip_train)
+    train_records, eval_records = EncodedRecords(train_set, encode), None
+    if data.val_jsonl is not None:
+        val_set = CaptionDataset(Path(data.val_jsonl), **data.reading(validation=True), skip=data.skip_val)
+        eval_records = EncodedRecords(val_set, encode)
     if plan.dump_conversation is not None:
         swift_bridge.dump_conversation(prepared, train_records[0], Path(plan.dump_conversation))
 
@@ -123,20 +124,6 @@ def _train(plan: RunPlan, prepared: swift_bridge.Prepared, evidence: Evidence, r
         "last_checkpoint": evidence.last_checkpoint,
         "signal": stop.signal,
     }
-
-
-def _records(plan: RunPlan, path: str, *, validation: bool) -> CaptionDataset:
-    data = plan.data
-    return CaptionDataset(
-        Path(path),
-        prompts=Prompts(user=data.user_prompt, system=data.system_prompt),
-        emit_norm=data.emit_norm,
-        use_summary=data.use_summary,
-        max_pixels=data.max_pixels,
-        sample_limit=data.val_sample_limit if validation else data.train_sample_limit,
-        root=None if data.image_root is None else Path(data.image_root),
-        skip=data.skip_val if validation else data.skip_train,
-    )
 
 
 def _teacher(plan: RunPlan, prepared: swift_bridge.Prepared, tap: HeadTap, reporter: Reporter) -> Teacher | None:
