@@ -321,8 +321,12 @@ def test_auto_goes_on_in_the_folder_that_is_named(house):
     (house.folder / "run" / "checkpoint-8" / "optimizer.pt").unlink()
     (problem,) = house.refused(training=wanted)
     assert "is not empty" in problem.what
-    assert "no complete checkpoint" in problem.do
+    assert "neither a complete checkpoint" in problem.do
     assert "auto" not in problem.do
+    # A run that died before its first checkpoint begins anew, so that a scheduler can launch it again.
+    (house.folder / "run" / "plan.json").write_text("{}")
+    plan = house.plan(training=wanted)
+    assert (plan.run_dir, plan.resume) == (str(house.folder / "run"), None)
 
 
 def test_auto_finds_the_recipes_last_run_that_has_a_checkpoint(house):

@@ -85,6 +85,8 @@ class Judge:
         if self._plan.resume is not None:
             return "not asked", "a resumed run has moved away from its teacher"
         value = self._seen.kd_at_start
+        if value is None and self._seen.finished:
+            return "fail", "the divergence at step 0 is not finite"
         if value is None:
             return self._not_reached()
         limit = KD_TOLERANCE_HALF if self._half else KD_TOLERANCE
@@ -147,8 +149,6 @@ class Judge:
             if name.startswith(("train/train/", "train/eval", "eval/eval", "eval/train", "train/train_", "eval/eval_"))
         ]
         missing = telemetry.expected_metrics(self._plan, split) - row.keys()
-        # Evaluation rows carry the epoch under the trainer's own prefix.
-        missing -= {"eval/epoch"}
         faults += [f"step {step}: {name} is missing" for name in sorted(missing)]
         faults += [f"step {step}: {name} is {value}" for name, value in row.items() if not math.isfinite(value)]
         if not faults and (error := telemetry.identity_error(self._plan, row, split)) > IDENTITY_TOLERANCE:
@@ -157,6 +157,9 @@ class Judge:
 
     def _learning(self) -> tuple[Status, str]:
         before, after = self._seen.ce_before, self._seen.ce_after
+        if self._seen.finished and (before is None or after is None):
+            # JSON has no NaN: a value that was measured and is not there was not finite.
+            return "fail", "the cross entropy of a fixed batch is not finite"
         if before is None or after is None:
             return self._not_reached()
         return "pass" if after < before else "fail", f"cross entropy of a fixed batch {before:.4f} -> {after:.4f}"

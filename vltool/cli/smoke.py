@@ -70,3 +70,7 @@ def _table(output: Output, verdicts: list[Verdict]) -> None:
             Text(verdict.status, style=styles[verdict.status]), verdict.id, verdict.proves, Text(verdict.evidence)
         )
     output.result.print(table, soft_wrap=False)
+    asked = [verdict for verdict in verdicts if verdict.status != "not asked"]
+    proved = sum(verdict.status == "pass" for verdict in asked)
+    style = "green" if proved == len(asked) else "bold red"
+    output.result.print(Text(f"{proved} of {len(asked)} proved", style=style))

@@ -70,6 +70,9 @@ def swift_arguments(recipe: Recipe, problems: list[Problem]) -> tuple[dict[str, 
     # TensorBoard is written by vltool, from the rows of logging.jsonl.
     report_to = arguments.get("report_to") or []
     report_to = report_to if isinstance(report_to, list) else [report_to]
+    if "all" in report_to:
+        what = "training.report_to: all would write TensorBoard twice"
+        problems.append(Problem(what, "name what you want, such as [wandb]", recipe.where("training.report_to")))
     arguments["report_to"] = [name for name in report_to if name not in ("tensorboard", "none")] or ["none"]
     arguments.setdefault("template", "qwen3_vl")
     _precision(arguments)

@@ -13,13 +13,13 @@ from msgspec import Struct
 
 from vltool import __version__
 from vltool.checkpoint.architecture import Architecture, read_architecture
-from vltool.checkpoint.census import is_complete, last_complete
 from vltool.data.conversation import Prompts
 from vltool.errors import InvalidInput, Problem
 from vltool.recipe.schema import Recipe
 from vltool.run import unsupported
 from vltool.run.arguments import TunerPlan, last_blocks_regex, swift_arguments, tuner_arguments
 from vltool.run.evidence import to_json
+from vltool.run.folder import choose_folder
 
 SILENT_RESIZERS = ("MAX_PIXELS", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "IMAGE_MIN_TOKEN_NUM", "SPATIAL_MERGE_SIZE")
 """Environment variables by which the training stack resizes images without a word."""
@@ -128,7 +128,7 @@ def make_plan(
             Problem("custom.user_prompt is missing", "say what the model is asked", recipe.where("custom.user_prompt"))
         )
     model_type = recipe.model.model_type or (architecture.model_type if architecture else "")
-    run_dir, resume = _run_folder(recipe, cwd, now or datetime.now(UTC), problems)
+    run_dir, resume = choose_folder(recipe, cwd, now or datetime.now(UTC), problems)
     arguments, origins = swift_arguments(recipe, problems)
     tuner = _tuner(recipe, architecture)
     distillation = _distillation(recipe, architecture, tuner, arguments, problems)
@@ -218,46 +218,6 @@ def _environment(recipe: Recipe, env: Mapping[str, str]) -> list[Problem]:
         for name in SILENT_RESIZERS
         if name in env and not (name == "MAX_PIXELS" and env[name] == wanted)
     ]
-
-
-def _run_folder(recipe: Recipe, cwd: Path, now: datetime, problems: list[Problem]) -> tuple[Path, Path | None]:
-    """The run folder and the checkpoint to go on from."""
-    wanted, resume = recipe.training.output_dir, recipe.training.resume_from_checkpoint
-    siblings = cwd / "runs" / recipe.name
-    run_dir = Path(wanted) if wanted else siblings / now.strftime("%Y%m%dT%H%M%SZ")
-    where = recipe.where("training.resume_from_checkpoint" if resume else "training.output_dir")
-    checkpoint: Path | None = None
-    if resume == "auto":
-        runs = [run_dir] if wanted else sorted(siblings.glob("*"), reverse=True)
-        checkpoint = next((found for run in runs if (found := last_complete(run))), None)
-        if checkpoint is not None:
-            run_dir = checkpoint.parent
-    elif resume is not None:
-        checkpoint = Path(resume)
-        if not checkpoint.is_dir():
-            problems.append(Problem(f"no such checkpoint: {checkpoint}", "name one, or say auto", where))
-        elif not is_complete(checkpoint):
-            what = f"{checkpoint} is no complete checkpoint-N folder with the optimizer's state"
-            problems.append(Problem(what, "name one, or say auto", where))
-        if not wanted:
-            run_dir = checkpoint.parent
-    used = run_dir.is_dir() and any(run_dir.iterdir())
-    if used and (checkpoint is None or checkpoint.parent.resolve() != run_dir.resolve()):
-        problems.append(
-            Problem(
-                f"the run folder {run_dir} is not empty",
-                "choose another training.output_dir"
-                + (
-                    ": no complete checkpoint lies in this one"
-                    if resume == "auto"
-                    else ", or go on with training.resume_from_checkpoint: auto"
-                ),
-                where,
-            )
-        )
-    elif run_dir.exists() and not run_dir.is_dir():
-        problems.append(Problem(f"the run folder {run_dir} is a file", "choose another training.output_dir", where))
-    return run_dir, checkpoint
 
 
 def _tuner(recipe: Recipe, architecture: Architecture | None) -> TunerPlan:

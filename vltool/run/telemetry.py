@@ -89,9 +89,9 @@ def forget_after(run_dir: Path, step: int) -> None:
 
 def expected_metrics(plan: RunPlan, split: str) -> set[str]:
     """Names that every row of `split` (`train` or `eval`) must hold."""
-    names = {"loss", "sft_loss", "token_acc", "epoch"}
+    names = {"loss", "sft_loss", "token_acc"}
     if split == "train":
-        names |= {"grad_norm", "learning_rate"}
+        names |= {"grad_norm", "learning_rate", "epoch"}
     kd = plan.distillation
     if kd is not None and kd.llm_kd_weight > 0 and (split == "train" or kd.eval_kd_batches != 0):
         names.add("llm_kd_loss")

@@ -33,14 +33,13 @@ def require_finite(name: str, value: float, step: int) -> None:
 class Telemetry(TrainerCallback):
     """Writes each row to logging.jsonl and TensorBoard, the same names and values, and reports it."""
 
-    def __init__(self, run_dir: Path, reporter: Reporter, *, resumed_step: int | None) -> None:
+    def __init__(self, run_dir: Path, reporter: Reporter, *, resumed_step: int) -> None:
         self._run_dir = run_dir
         self._reporter = reporter
         self._evaluated = 0
-        if resumed_step is not None:
-            telemetry.forget_after(run_dir, resumed_step)
-        purge = None if resumed_step is None else resumed_step + 1
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        # Rows beyond the checkpoint, or of a run that died before its first one, are written again.
+        telemetry.forget_after(run_dir, resumed_step)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed_step + 1)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Report progress."""

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 from vltool.checkpoint.census import take_census
+from vltool.run.folder import PLAN_FILE_NAME
 from vltool.run.plan import RunPlan
 from vltool.training.probe import load_probe, logits_at
 
@@ -22,7 +23,7 @@ from vltool.training.probe import load_probe, logits_at
 def main(run_dir: Path, checkpoint: Path) -> str:
     """Compare a checkpoint's logits with those that the run kept of its trained model."""
     logging.disable_progress_bar()
-    plan = RunPlan.from_json((run_dir / "plan.json").read_bytes())
+    plan = RunPlan.from_json((run_dir / PLAN_FILE_NAME).read_bytes())
     census = take_census(checkpoint)
     base = census.base or str(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,6 +9,7 @@ from vltool.checkpoint.census import last_complete
 from vltool.data.dataset import CaptionDataset
 from vltool.errors import InvalidInput, RunFailed, VltoolError
 from vltool.run.evidence import Evidence, to_json, write_atomically
+from vltool.run.folder import PLAN_FILE_NAME
 from vltool.run.launch import Reporter
 from vltool.run.manifest import make_manifest
 from vltool.run.plan import RunPlan
@@ -49,7 +50,7 @@ def _run(
 ) -> dict[str, Any]:
     run_dir = Path(plan.run_dir)
     evidence = Evidence()
-    write_atomically(run_dir / "plan.json", plan_json)
+    write_atomically(run_dir / PLAN_FILE_NAME, plan_json)
     write_atomically(run_dir / "resolved.yaml", resolved_yaml.encode())
     write_atomically(run_dir / "manifest.json", to_json(make_manifest(plan)))
     try:
@@ -93,7 +94,7 @@ def _train(plan: RunPlan, prepared: swift_bridge.Prepared, evidence: Evidence, r
     )
     for callback in swift_bridge.MS_SWIFT_CALLBACKS:
         trainer.remove_callback(callback)
-    resumed_step = None if plan.resume is None else int(Path(plan.resume).name.rpartition("-")[2])
+    resumed_step = 0 if plan.resume is None else int(Path(plan.resume).name.rpartition("-")[2])
     telemetry = Telemetry(run_dir, reporter, resumed_step=resumed_step)
     step_audit = StepAudit(trainer, evidence, run_dir, fingerprints(prepared.model), reporter)
     stop = Stop()
