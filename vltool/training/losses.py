@@ -215,9 +215,7 @@ def _chunk(
         teacher_CV = (teacher_logits_CV if tau == 1.0 else teacher_logits_CV / tau).log_softmax(-1)
         kd_C, kd_grad_CV = _divergence(student_CV, teacher_CV, settings.beta)
         kd_sum = kd_C.double().sum()
-        # The chain rule through softmax and the division by τ: dz = q·(g − Σ q·g)/τ.
-        q_CV = probs_CV if tau == 1.0 else student_CV.exp()
-        kd_grad_CV = kd_grad_CV.sub_((q_CV * kd_grad_CV).sum(-1, keepdim=True)).mul_(q_CV).div_(tau)
+        kd_grad_CV = kd_grad_CV.div_(tau)
 
     sums = torch.stack((ce_C.double().sum(), kd_sum, entropy_C.double().sum(), correct_C.double().sum()))
     if not wants_grad:
@@ -230,24 +228,29 @@ def _chunk(
 
 
 def _divergence(logq_CV: Tensor, logp_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Divergence of student q from teacher p per position, and its derivative by q (up to a constant a row).
+    """Divergence of student q from teacher p per position, and its gradient by the logits of q.
 
-    Everything is a function of d = log p − log q, so that equal distributions give an exact zero.
+    Everything is a function of d = log p − log q, so that equal distributions give an exact zero. Through
+    softmax, a derivative g by q becomes q·(g − Σ q·g) by its logits.
     """
     d_CV = logp_CV - logq_CV
+    q_CV = logq_CV.exp()
     if beta == 0.0:
-        # KL(p‖q); by q: −p/q.
-        return (logp_CV.exp() * d_CV).sum(-1), -d_CV.exp()
+        # KL(p‖q); by the logits: q − p.
+        p_CV = logp_CV.exp()
+        return (p_CV * d_CV).sum(-1), q_CV - p_CV
     if beta == 1.0:
-        # KL(q‖p); by q: log(q/p) + 1.
-        return -(logq_CV.exp() * d_CV).sum(-1), -d_CV
+        # KL(q‖p); by q: −d, up to a constant, and Σ q·d is −KL itself.
+        kl_C = -(q_CV * d_CV).sum(-1)
+        return kl_C, d_CV.neg_().sub_(kl_C[:, None]).mul_(q_CV)
     # log(m/q) = log(1 + β(p/q − 1)); where p/q would overflow, log β + d, to which this comes down as well.
     bounded_CV = d_CV.clamp(max=_MAX_EXPONENT)
     log_mq_CV = torch.log1p(torch.expm1(bounded_CV).mul_(beta)).add_(d_CV - bounded_CV)
     kl_pm_C = d_CV.sub_(log_mq_CV).mul_(logp_CV.exp()).sum(-1)
-    kl_qm_C = -(logq_CV.exp().mul_(log_mq_CV)).sum(-1)
+    kl_qm_C = -(q_CV * log_mq_CV).sum(-1)
     # By q, the terms of KL(p‖m) and of m inside KL(q‖m) add up to a constant: (1−β)·log(q/m) is left.
-    return beta * kl_pm_C + (1 - beta) * kl_qm_C, log_mq_CV.mul_(beta - 1)
+    grad_CV = log_mq_CV.add_(kl_qm_C[:, None]).mul_(q_CV).mul_(beta - 1)
+    return beta * kl_pm_C + (1 - beta) * kl_qm_C, grad_CV
 
 
 def jsd_upper_bound(beta: float) -> float:
