@@ -22,7 +22,7 @@ def write_config(folder, *, depth=24, vocab_size=151936, model_type="qwen3_vl"):
         "vision_config": {
             "depth": depth, "deepstack_visual_indexes": [1, 2, 3], "patch_size": 16, "spatial_merge_size": 2,
         },
-        "text_config": {"num_hidden_layers": 36, "vocab_size": vocab_size},
+        "text_config": {"num_hidden_layers": 36, "hidden_size": 2560, "vocab_size": vocab_size},
         "tie_word_embeddings": True,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))

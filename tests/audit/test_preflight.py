@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 
 import pytest
 from planning import House
@@ -37,6 +38,8 @@ def house(tmp_path, monkeypatch):
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     house = House(tmp_path)
     tokenizer.save(str(house.base / "tokenizer.json"))
+    (house.base / "preprocessor_config.json").write_text("{}")
+    (house.base / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
     return house
 
 
@@ -184,3 +187,29 @@ def test_nothing_is_read_where_the_recipe_says_so(house):
     assert reporter.stages == []
     with pytest.raises(InvalidInput, match=r"tokenizer\.json"):
         look(house)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "words"),
+    [
+        (lambda base: (base / "model.safetensors").unlink(), InvalidInput, "holds no weights"),
+        (lambda base: (base / "model.safetensors").write_bytes(b"\x09" * 20), BadContent, "announces a header"),
+        (lambda base: (base / "preprocessor_config.json").unlink(), InvalidInput, "holds no preprocessor_config.json"),
+        (
+            lambda base: (
+                (base / "model.safetensors").rename(base / "adapter_model.safetensors")
+                and (base / "adapter_config.json").write_text("{}")
+            ),
+            InvalidInput,
+            "is an adapter, not a base",
+        ),
+    ],
+)
+def test_a_base_that_lacks_files_is_refused_before_it_is_loaded(spoil, error, words, house):
+    write(house.train, GOOD)
+    write(house.val, GOOD)
+    spoil(house.base)
+    with pytest.raises(error, match=words):
+        look(house)
+    with pytest.raises(error, match=words):
+        look(house, custom={"preflight": False})

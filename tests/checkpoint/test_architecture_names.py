@@ -125,7 +125,7 @@ def test_kinds_of_tensors(name, kind):
 CONFIG = {
     "model_type": "qwen3_vl",
     "vision_config": {"depth": 27, "deepstack_visual_indexes": [8, 16, 24], "patch_size": 16, "spatial_merge_size": 2},
-    "text_config": {"num_hidden_layers": 36, "vocab_size": 151936},
+    "text_config": {"num_hidden_layers": 36, "hidden_size": 2560, "vocab_size": 151936},
     "tie_word_embeddings": False,
 }
 
@@ -143,7 +143,8 @@ def checkpoint(tmp_path):
 @pytest.mark.parametrize("model_type", ["qwen3_vl", "qwen3_vl_moe"])
 def test_a_good_config(model_type, checkpoint):
     assert read_architecture(checkpoint(CONFIG | {"model_type": model_type})) == Architecture(
-        model_type=model_type, vision_depth=27, deepstack_mergers=3, text_layers=36, vocab_size=151936,
+        model_type=model_type, vision_depth=27, deepstack_mergers=3, text_layers=36, hidden_size=2560,
+        vocab_size=151936,
         tied_head=False, patch_size=16, merge_size=2,
     )  # fmt: skip
 
@@ -175,7 +176,7 @@ BAD = {
         ["no Qwen3-VL config", "vision_depth"],
     ),
     "null for a vocabulary": (
-        CONFIG | {"text_config": {"num_hidden_layers": 36, "vocab_size": None}},
+        CONFIG | {"text_config": {"num_hidden_layers": 36, "hidden_size": 2560, "vocab_size": None}},
         ["no Qwen3-VL config", "vocab_size"],
     ),
     "a list for a tower": (CONFIG | {"text_config": []}, ["no Qwen3-VL config"]),

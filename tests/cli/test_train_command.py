@@ -17,7 +17,7 @@ from vltool.cli.app import main
 CONFIG = {
     "model_type": "qwen3_vl",
     "vision_config": {"depth": 24, "deepstack_visual_indexes": [5, 11, 17], "patch_size": 16, "spatial_merge_size": 2},
-    "text_config": {"num_hidden_layers": 36, "vocab_size": 151936},
+    "text_config": {"num_hidden_layers": 36, "hidden_size": 2560, "vocab_size": 151936},
     "tie_word_embeddings": True,
 }
 

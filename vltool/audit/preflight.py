@@ -1,4 +1,4 @@
-"""What `train` looks at before the worker starts: every record, once."""
+"""What `train` looks at before the worker starts: the base's files, then every record, once."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ from pathlib import Path
 
 import msgspec
 
+from vltool.checkpoint.census import take_census
 from vltool.data.dataset import scan
 from vltool.data.tokens import TextCounter
-from vltool.errors import BadContent, Problem
+from vltool.errors import BadContent, InvalidInput, Problem
 from vltool.run.launch import Reporter
 from vltool.run.plan import RunPlan
 
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SHOWN = 20
 """Bad records that are listed; of the rest only the number is told."""
 
 
 def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
-    """Look at every record of the plan; return the plan with the records to leave out.
+    """Look at the base's files and at every record of the plan; return the plan with the records to leave out.
 
     Raises BadContent with the bad records (the first `SHOWN` of them), unless the recipe says
-    `data.on_bad_record: skip`: then each is reported and left out. Does nothing with
-    `custom.preflight: false`.
+    `data.on_bad_record: skip`: then each is reported and left out; no record is looked at with
+    `custom.preflight: false`. Raises InvalidInput for a base or teacher that lacks files, BadContent for
+    one whose weights are broken.
     """
+    for folder in dict.fromkeys((plan.model, *((plan.distillation.teacher_model,) if plan.distillation else ()))):
+        _require_whole(Path(folder))
     if not plan.data.preflight:
         return plan
     reporter.stage("reading every record")
@@ -57,3 +62,12 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
     if count > len(problems):
         reporter.warn(Problem(f"and {count - len(problems)} more like these, left out too"))
     return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, **skips))
+
+
+def _require_whole(base: Path) -> None:
+    """Hold a base checkpoint's files against what loading needs, from headers alone."""
+    census = take_census(base)
+    if census.kind != "full":
+        raise InvalidInput(f"{base} is an adapter, not a base checkpoint", "name the checkpoint that it was trained on")
+    if not any((base / name).is_file() for name in PROCESSOR_FILES):
+        raise InvalidInput(f"{base} holds no {' or '.join(PROCESSOR_FILES)}", "copy the whole checkpoint folder")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from vltool.checkpoint.architecture import read_architecture
 from vltool.checkpoint.census import Census, take_census
 from vltool.errors import BadContent, InvalidInput, RunFailed
 from vltool.run import telemetry
@@ -84,6 +85,8 @@ class Judge:
             return "not asked", "no distillation"
         if self._plan.resume is not None:
             return "not asked", "a resumed run has moved away from its teacher"
+        if read_architecture(Path(distillation.teacher_model)) != read_architecture(Path(self._plan.model)):
+            return "not asked", "the recipe names a teacher of another shape"
         value = self._seen.kd_at_start
         if value is None and self._seen.finished:
             return "fail", "the divergence at step 0 is not finite"

@@ -58,6 +58,7 @@ class Architecture(Struct, frozen=True, kw_only=True):
     vision_depth: int
     deepstack_mergers: int
     text_layers: int
+    hidden_size: int
     vocab_size: int
     tied_head: bool
     patch_size: int
@@ -91,6 +92,7 @@ def read_architecture(folder: Path) -> Architecture:
             "vision_depth": vision["depth"],
             "deepstack_mergers": len(vision["deepstack_visual_indexes"]),
             "text_layers": text["num_hidden_layers"],
+            "hidden_size": text["hidden_size"],
             "vocab_size": text["vocab_size"],
             "tied_head": bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
             "patch_size": vision["patch_size"],

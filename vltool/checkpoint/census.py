@@ -45,12 +45,14 @@ def take_census(folder: Path) -> Census:
     shards that the index names and the folder lacks.
     """
     if not folder.is_dir():
-        raise InvalidInput(f"no such checkpoint folder: {folder}", "name a checkpoint-N folder of a run")
+        raise InvalidInput(f"no such checkpoint folder: {folder}", "name a folder that holds a whole checkpoint")
     files = sorted(folder.glob("*.safetensors"))
     adapter = [file for file in files if file.name == ADAPTER_WEIGHTS]
     full = [file for file in files if file.name.startswith("model")]
     if not adapter and not full:
-        raise InvalidInput(f"{folder} holds no weights in .safetensors files", "name a checkpoint-N folder of a run")
+        raise InvalidInput(
+            f"{folder} holds no weights in .safetensors files", "name a folder that holds a whole checkpoint"
+        )
     tensors: dict[str, TensorInfo] = {}
     for file in (*adapter, *full):
         tensors.update(read_header(file))

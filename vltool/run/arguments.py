@@ -127,8 +127,8 @@ def _accumulation(
 def _precision(arguments: dict[str, Any]) -> None:
     """Say the precision outright: ms-swift turns fp16 on for float32 weights when nothing is said."""
     dtype = arguments.setdefault("torch_dtype", "bfloat16")
-    arguments.setdefault("bf16", dtype == "bfloat16" and not arguments.get("fp16"))
-    arguments.setdefault("fp16", dtype == "float16" and not arguments["bf16"])
+    arguments.setdefault("bf16", dtype == "bfloat16")
+    arguments.setdefault("fp16", False)
 
 
 def tuner_arguments(tuner: TunerPlan, arguments: dict[str, Any]) -> dict[str, Any]:

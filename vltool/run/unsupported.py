@@ -20,6 +20,8 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "enable_dft_loss": (False,),
     "eval_use_evalscope": (False,),
     "external_plugins": ([],),
+    # The first steps of a float16 run overflow on purpose, which the audits could not tell from a fault.
+    "fp16": (False,),
     "fsdp": (None, "", []),
     "group_by_length": (False,),
     "init_weights": (True, "true", "True"),
@@ -42,6 +44,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "task_type": ("causal_lm", None),
     "train_dataloader_shuffle": (True,),
     "truncation_strategy": (None,),
+    "torch_dtype": ("bfloat16", "float32"),
     "tuner_backend": ("peft",),
     "use_dora": (False,),
     "use_flash_ckpt": (False,),
