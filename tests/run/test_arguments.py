@@ -218,9 +218,9 @@ def test_all_blocks_need_no_pattern(tuner, house):
 def test_full_tuning_freezes_the_early_blocks_by_name(house):
     write_config(house.base, depth=12)
     full = {"tuner_type": "full", "freeze_vit": False, "last_vit_blocks": 10}
-    plan = house.plan(tuner=full | {"freeze_parameters": ["lm_head"], "target_regex": "ignored"})
+    plan = house.plan(tuner=full)
     assert plan.arguments["freeze_parameters"] == [
-        "lm_head", "model.visual.patch_embed", "model.visual.pos_embed", "model.visual.blocks.0.",
+        "model.visual.patch_embed", "model.visual.pos_embed", "model.visual.blocks.0.",
         "model.visual.blocks.1.",
     ]  # fmt: skip
     assert "target_regex" not in plan.arguments
@@ -229,7 +229,6 @@ def test_full_tuning_freezes_the_early_blocks_by_name(house):
     assert not "model.visual.blocks.10.attn.qkv.weight".startswith(frozen)
     assert house.plan(tuner=full).tuner.target_regex is None
     assert "freeze_parameters" not in house.plan(tuner=full | {"last_vit_blocks": 12}).arguments
-    assert house.plan(tuner=full | {"freeze_parameters": "lm_head"}).arguments["freeze_parameters"] == "lm_head"
 
 
 def test_tuner_arguments_say_what_the_plan_says():
@@ -237,7 +236,7 @@ def test_tuner_arguments_say_what_the_plan_says():
         tuner_type="lora", freeze_llm=True, freeze_vit=False, freeze_aligner=True, target_modules=("a", "b"),
         target_regex="", modules_to_save=("c",), frozen_vit_blocks=0,
     )  # fmt: skip
-    assert tuner_arguments(plan, {}) == {
+    assert tuner_arguments(plan) == {
         "tuner_type": "lora", "freeze_llm": True, "freeze_vit": False, "freeze_aligner": True,
         "target_modules": ["a", "b"], "modules_to_save": ["c"], "target_regex": NO_TARGETS,
     }  # fmt: skip
@@ -261,6 +260,22 @@ def section_of(name):
     if name == "torch_dtype":
         return "model"
     return "tuner" if name.startswith(("lora", "use_", "init", "lisa", "tuner", "target")) else "training"
+
+
+@pytest.mark.parametrize("name", unsupported.NO_EFFECT)
+def test_an_argument_that_could_do_nothing_is_refused_whatever_its_value(name, house):
+    section = "template" if name in ("system", "norm_bbox") else "data"
+    (problem,) = house.refused(**{section: {name: "x"}})
+    assert problem.what == f"{section}.{name} has no effect in vltool"
+    assert problem.do
+    assert str(problem.where).startswith("mine.yaml:1:")
+
+
+@pytest.mark.parametrize("key", ["target_modules", "modules_to_save"])
+@pytest.mark.parametrize("word", unsupported.WHOLE_CLASSES)
+def test_modules_by_their_class_are_refused(key, word, house):
+    (problem,) = house.refused(tuner={key: ["all-linear", word]})
+    assert problem.what == f"tuner.{key}: this version of vltool cannot do {word} yet"
 
 
 CASES = [(name, value) for name, allowed in unsupported.ARGUMENTS.items() for value in allowed]

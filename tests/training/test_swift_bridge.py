@@ -181,3 +181,11 @@ def test_unknown_and_mistyped_arguments_are_located(section, key, value, words, 
         prepared(**{section: {key: value}})
     assert "mine.yaml:1:" in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_package_that_the_recipe_needs_is_named(overlay, train, tmp_path):
+    from vltool.errors import MissingOnHost
+
+    with pytest.raises(MissingOnHost, match="FlashAttention2"):
+        train(overlay("stage2_llm_lora", model={"attn_impl": "flash_attention_2"}))
+    assert not (tmp_path / "run").exists()

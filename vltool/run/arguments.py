@@ -131,8 +131,8 @@ def _precision(arguments: dict[str, Any]) -> None:
     arguments.setdefault("fp16", False)
 
 
-def tuner_arguments(tuner: TunerPlan, arguments: dict[str, Any]) -> dict[str, Any]:
-    """ms-swift's arguments for what the plan trains; `arguments` are those that the recipe gave."""
+def tuner_arguments(tuner: TunerPlan) -> dict[str, Any]:
+    """ms-swift's arguments for what the plan trains."""
     chosen: dict[str, Any] = {
         "tuner_type": tuner.tuner_type,
         "freeze_llm": tuner.freeze_llm,
@@ -142,13 +142,9 @@ def tuner_arguments(tuner: TunerPlan, arguments: dict[str, Any]) -> dict[str, An
         "modules_to_save": list(tuner.modules_to_save),
     }
     if tuner.tuner_type == "full":
-        given = arguments.get("freeze_parameters", [])
-        # What is no list is left for ms-swift's own types to refuse.
-        if tuner.frozen_vit_blocks and isinstance(given, list):
+        if tuner.frozen_vit_blocks:
             early = [f"model.visual.blocks.{block}." for block in range(tuner.frozen_vit_blocks)]
-            chosen["freeze_parameters"] = [
-                *given, "model.visual.patch_embed", "model.visual.pos_embed", *early,
-            ]  # fmt: skip
+            chosen["freeze_parameters"] = ["model.visual.patch_embed", "model.visual.pos_embed", *early]
     elif tuner.target_regex is not None:
         chosen["target_regex"] = NO_TARGETS if tuner.target_regex in ("^$", "") else tuner.target_regex
     return chosen

@@ -136,7 +136,7 @@ def make_plan(
         raise InvalidInput(problems)
 
     custom = recipe.custom
-    arguments |= tuner_arguments(tuner, arguments) | {
+    arguments |= tuner_arguments(tuner) | {
         "model": recipe.model.model,
         "model_type": model_type,
         "output_dir": str(run_dir),

@@ -14,38 +14,55 @@ TUNERS = ("lora", "full")
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "acc_strategy": ("token",),
     "adapters": ([],),
+    "auto_find_batch_size": (False,),
+    "custom_register_path": ([],),
     "deepspeed": (None,),
     "device_map": (None,),
     "enable_channel_loss": (False,),
     "enable_dft_loss": (False,),
     "eval_use_evalscope": (False,),
+    "eval_metric": (None,),
     "external_plugins": ([],),
     # The first steps of a float16 run overflow on purpose, which the audits could not tell from a fault.
     "fp16": (False,),
+    "freeze_parameters": ([],),
+    "freeze_parameters_ratio": (0, 0.0),
+    "freeze_parameters_regex": (None,),
     "fsdp": (None, "", []),
     "group_by_length": (False,),
+    "init_strategy": (None,),
     "init_weights": (True, "true", "True"),
     "label_smoothing_factor": (0, 0.0),
     "lazy_tokenize": (True, None),
     "lisa_activated_layers": (0,),
+    "load_args": (False,),
     "load_best_model_at_end": (False,),
     "lora_bias": ("none",),
     "loss_scale": ("default", "last_round", "all"),
     "loss_type": (None,),
+    "model_kwargs": (None,),
+    "new_special_tokens": ([],),
     "padding_free": (False,),
     "padding_side": ("right",),
     "predict_with_generate": (False,),
     "push_to_hub": (False,),
     "resume_only_model": (False,),
+    "rope_scaling": (None,),
     "router_aux_loss_coef": (0, 0.0),
+    "safe_serialization": (True,),
+    "save_only_model": (False,),
     "sequence_parallel_size": (1,),
     "streaming": (False,),
     "target_parameters": (None,),
     "task_type": ("causal_lm", None),
-    "train_dataloader_shuffle": (True,),
-    "truncation_strategy": (None,),
+    "template_backend": ("swift",),
+    "torch_compile": (False,),
     "torch_dtype": ("bfloat16", "float32"),
+    "trainable_parameters": ([],),
+    "trainable_parameters_regex": (None,),
+    "truncation_strategy": (None,),
     "tuner_backend": ("peft",),
+    "use_chat_template": (True, None),
     "use_dora": (False,),
     "use_flash_ckpt": (False,),
     "use_galore": (False,),
@@ -54,6 +71,27 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "use_swift_lora": (False,),
 }
 """ms-swift's arguments that vltool's trainer, data or audits do not honour yet, and the values that they do."""
+
+_RECORDS = "records come from custom.train_jsonl and custom.val_jsonl, read by vltool"
+
+NO_EFFECT: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "cached_dataset", "cached_val_dataset", "columns", "custom_dataset_info", "dataset_num_proc",
+            "dataset_shuffle", "disable_auto_column_mapping", "download_mode", "interleave_prob",
+            "load_data_args", "load_from_cache_file", "model_author", "model_name", "norm_bbox",
+            "shuffle_buffer_size", "stopping_strategy", "val_dataset_shuffle",
+        ),
+        _RECORDS,
+    ),
+    "quant_bits": "write it under quantization",
+    "quant_method": "write it under quantization",
+    "system": "write custom.system_prompt",
+}  # fmt: skip
+"""ms-swift's arguments that could do nothing here, and what to do instead."""
+
+WHOLE_CLASSES = ("all-embedding", "all-norm")
+"""ms-swift's words for modules by their class, which the audits cannot hold against a tower."""
 
 
 def _narrowed(tuner: Tuner) -> bool:
@@ -104,12 +142,17 @@ def problems(recipe: Recipe) -> list[Problem]:
         for wanted, key, what in asked
         if wanted
     ]
+    for key in ("target_modules", "modules_to_save"):
+        for word in WHOLE_CLASSES:
+            if word in getattr(tuner, key):
+                what = f"tuner.{key}: this version of vltool cannot do {word} yet"
+                found.append(Problem(what, "name the modules", recipe.where(f"tuner.{key}")))
     for section, values in recipe.swift.items():
         for name, value in values.items():
-            allowed = ARGUMENTS.get(name)
-            if allowed is not None and value not in allowed:
-                key = f"{section}.{name}"
-                found.append(
-                    Problem(f"{key}: this version of vltool cannot do {name}: {value!r} yet", _DO, recipe.where(key))
-                )
+            key = f"{section}.{name}"
+            if name in NO_EFFECT and section != "quantization":
+                found.append(Problem(f"{key} has no effect in vltool", NO_EFFECT[name], recipe.where(key)))
+            elif name in ARGUMENTS and value not in ARGUMENTS[name]:
+                what = f"{key}: this version of vltool cannot do {name}: {value!r} yet"
+                found.append(Problem(what, _DO, recipe.where(key)))
     return found

@@ -20,7 +20,7 @@ from swift.template import MaxLengthError
 from swift.trainers import Seq2SeqTrainer
 from swift.trainers.patcher import PrinterCallbackNew, ProgressCallbackNew
 
-from vltool.errors import BadContent, InvalidInput, Problem, nearest
+from vltool.errors import BadContent, InvalidInput, MissingOnHost, Problem, nearest
 from vltool.run.plan import RunPlan
 
 __all__ = [
@@ -98,7 +98,8 @@ def _wrong_type(value: Any, hint: Any) -> str | None:
 def build(plan: RunPlan) -> Prepared:
     """Model, template and tuner of the plan, the tuner prepared.
 
-    Raises InvalidInput for arguments that ms-swift does not know or refuses.
+    Raises InvalidInput for arguments that ms-swift does not know or refuses, MissingOnHost for a package
+    that the recipe asks for, such as flash-attn.
     """
     check_arguments(plan)
     # Without a GPU transformers refuses bf16, unless it is told that the CPU is meant.
@@ -107,11 +108,15 @@ def build(plan: RunPlan) -> Prepared:
         arguments = SftArguments(**(device | plan.arguments | _PLACEHOLDER))
     except (ValueError, AssertionError) as error:
         raise InvalidInput(f"ms-swift refuses its arguments: {error}", "mend the recipe") from error
-    arguments.save_args()
-    pipeline = SwiftSft(arguments)
+    try:
+        pipeline = SwiftSft(arguments)
+    except ImportError as error:
+        raise MissingOnHost(f"the model needs a package that is not installed: {error}", "install it") from error
     model = pipeline.prepare_model(
         arguments, pipeline.model, template=pipeline.template, train_dataset=None, task_type=None
     )
+    # Other tools of ms-swift read them from a checkpoint's folder.
+    arguments.save_args()
     if plan.distillation is not None:
         for holder in (arguments, arguments.training_args):
             holder.llm_kd_weight = plan.distillation.llm_kd_weight

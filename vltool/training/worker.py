@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vltool.checkpoint.census import last_complete
 from vltool.data.dataset import CaptionDataset
-from vltool.errors import InvalidInput, RunFailed, VltoolError
+from vltool.errors import InvalidInput, MissingOnHost, RunFailed, VltoolError
 from vltool.run.evidence import Evidence, to_json, write_atomically
 from vltool.run.folder import PLAN_FILE_NAME
 from vltool.run.launch import Reporter
@@ -37,7 +39,7 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
     with logs_into(run_dir, show=plan.debug):
         try:
             prepared = swift_bridge.build(plan)
-        except InvalidInput:
+        except (InvalidInput, MissingOnHost):
             # ms-swift makes the folder while it looks at its arguments.
             if not existed and run_dir.is_dir() and not any(run_dir.iterdir()):
                 run_dir.rmdir()
@@ -109,6 +111,12 @@ def _train(plan: RunPlan, prepared: swift_bridge.Prepared, evidence: Evidence, r
     try:
         with stop.listening():
             trainer.train(resume_from_checkpoint=plan.resume)
+    except torch.OutOfMemoryError as error:
+        raise RunFailed(
+            f"out of memory in step {trainer.state.global_step + 1}: {str(error).splitlines()[0]}",
+            "lower training.per_device_train_batch_size, template.max_pixels or global_max_length, "
+            "or turn training.gradient_checkpointing on",
+        ) from error
     finally:
         telemetry.close()
         checkpoint = last_complete(run_dir)
