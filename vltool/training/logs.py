@@ -16,26 +16,39 @@ LOGGERS = ("swift", "transformers", "peft", "accelerate", "py.warnings")
 
 
 class WarningsFile(logging.Handler):
-    """Appends each warning, once, as a JSON line."""
+    """Appends each warning, once, as a JSON line; keeps them until the run folder is the run's own."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__(logging.WARNING)
         self._path = run_dir / WARNINGS_FILE_NAME
         self._seen: set[str] = set()
+        self._kept: list[str] | None = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; nothing before the run folder exists."""
+        """Write or keep one record."""
         message = record.getMessage()
-        if message in self._seen or not self._path.parent.is_dir():
+        if message in self._seen:
             return
         self._seen.add(message)
+        line = json.dumps({"logger": record.name, "level": record.levelname, "message": message}) + "\n"
+        if self._kept is None:
+            self._append(line)
+        else:
+            self._kept.append(line)
+
+    def begin(self) -> None:
+        """The run has begun: write what was kept, and from now on at once."""
+        kept, self._kept = self._kept or [], None
+        self._append("".join(kept))
+
+    def _append(self, text: str) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"logger": record.name, "level": record.levelname, "message": message}) + "\n")
+            file.write(text)
 
 
 @contextmanager
-def logs_into(run_dir: Path, *, show: bool) -> Iterator[None]:
-    """Inside, warnings of ms-swift, transformers, peft and Python go to the run folder.
+def logs_into(run_dir: Path, *, show: bool) -> Iterator[WarningsFile]:
+    """Inside, warnings of ms-swift, transformers, peft and Python go to the run folder, once it has begun.
 
     show: leave the libraries' own output on the terminal too.
     """
@@ -53,7 +66,7 @@ def logs_into(run_dir: Path, *, show: bool) -> Iterator[None]:
             logger.propagate = False
         logger.addHandler(handler)
     try:
-        yield
+        yield handler
     finally:
         for logger, level, handlers, propagate in former:
             logger.handlers = handlers

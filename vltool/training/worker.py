@@ -36,7 +36,7 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
     run_dir = Path(plan.run_dir)
     existed = run_dir.exists()
     reporter.stage("loading the model")
-    with logs_into(run_dir, show=plan.debug):
+    with logs_into(run_dir, show=plan.debug) as warnings_file:
         try:
             prepared = swift_bridge.build(plan)
         except (InvalidInput, MissingOnHost):
@@ -44,6 +44,7 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
             if not existed and run_dir.is_dir() and not any(run_dir.iterdir()):
                 run_dir.rmdir()
             raise
+        warnings_file.begin()
         return _run(plan, plan_json, prepared, reporter, resolved_yaml)
 
 
