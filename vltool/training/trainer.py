@@ -83,6 +83,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         self._eval_meter = Meter(distillation)
         self._eval_batches = 0
         self._staging: Path | None = None
+        self._towers: dict[int, str] = {}
         self.saw_images = False
         """Whether a batch of the current optimizer step held an image."""
         self.rates: dict[str, float] = {}
@@ -195,14 +196,15 @@ class CaptionTrainer(Seq2SeqTrainer):
     def note_rates(self) -> None:
         """Keep the learning rates of the step about to be taken; those of towers only where they differ."""
         groups = self.optimizer.param_groups
-        towers = {id(parameter): tower_of(name) for name, parameter in self.model.named_parameters()}
-        by_tower: dict[str, float] = {
-            towers[id(group["params"][0])]: float(group["lr"]) for group in groups if group["params"]
-        }
         main = [group for group in groups if group.get("initial_lr") == self.args.learning_rate]
         self.rates = {"all": float((main or groups)[0]["lr"])}
         if self.args.optimizer == "multimodal":
-            self.rates |= by_tower
+            self.rates |= {self._tower(group["params"][0]): float(group["lr"]) for group in groups}
+
+    def _tower(self, parameter: Tensor) -> str:
+        if not self._towers:
+            self._towers = {id(p): tower_of(name) for name, p in self.model.named_parameters()}
+        return self._towers[id(parameter)]
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's, with loss, sft_loss, llm_kd_loss and token_acc as means over label tokens."""
