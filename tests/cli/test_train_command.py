@@ -204,7 +204,7 @@ def test_config_is_another_spelling_of_the_argument(vltool, written):
 def start(recipe, tmp_path):
     return subprocess.Popen(
         [sys.executable, "-m", "vltool", "train", str(recipe)], cwd=tmp_path, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -214,14 +214,16 @@ def test_a_signal_leaves_a_folder_from_which_the_run_goes_on(number, code, overl
         "bf16": False, "logging_steps": 1, "save_steps": 1000, "eval_steps": 1000, "effective_batch_size": 1,
         "per_device_train_batch_size": 1, "output_dir": str(tmp_path / "run"),
     }  # fmt: skip
-    process = start(overlay("stage2_llm_lora", training=settings | {"max_steps": 500}), tmp_path)
+    workers = {"dataloader_num_workers": 2}
+    process = start(overlay("stage2_llm_lora", data=workers, training=settings | {"max_steps": 500}), tmp_path)
     log = tmp_path / "run" / "logging.jsonl"
     deadline = time.monotonic() + 120
     while not (log.is_file() and log.read_text().count("\n") >= 2):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(number)
+    # A terminal's Ctrl-C and a scheduler's SIGTERM reach the loader's workers too.
+    os.killpg(process.pid, number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     assert "Traceback" not in err
@@ -256,3 +258,25 @@ def test_a_shipped_recipe_runs_as_it_is(recipe, tiny, records, tmp_path):
     assert any("train/llm_kd_loss" in row for row in rows) == ("gkd" in recipe)
     assert "trust_remote_code" not in done.stderr
     assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "NNODES"])
+def test_several_processes_from_outside_are_refused(name, vltool, written, monkeypatch):
+    monkeypatch.setenv(name, "2")
+    code, _, err = vltool("train", written())
+    assert code == 2
+    assert f"{name}=2" in err
+
+
+def test_launch_env_cannot_resize_images_silently(vltool, written):
+    code, _, err = vltool("train", written("launch:\n  env: {MAX_PIXELS: '1024'}\n"))
+    assert code == 2
+    assert "MAX_PIXELS=1024" in err
+
+
+def test_a_schedule_that_takes_no_min_lr_is_named_with_both_lines(vltool, written):
+    code, _, err = vltool("train", written("training:\n  lr_scheduler_type: cosine\n"))
+    assert code == 2
+    assert "mine.yaml:7" in err
+    assert "base.yaml" in err
+    assert "lr_scheduler_kwargs: null" in err

@@ -37,6 +37,8 @@ MODES = {
         {"freeze_aligner": True, "modules_to_save": ["model.visual.merger"]},
         {"language", "aligner"},
     ),
+    "a saved module by the end of its name": ({"freeze_aligner": True, "modules_to_save": ["merger"]}, None),
+    "targets by the ends of their names": ({"target_modules": ["self_attn.q_proj"]}, {"language"}),
     "the head in full": ({"freeze_aligner": True, "modules_to_save": ["lm_head"]}, {"language", "head"}),
     "full, aligner": ({"tuner_type": "full", "freeze_llm": True}, {"aligner", "deepstack"}),
     "full, language": ({"tuner_type": "full", "freeze_aligner": True}, {"language"}),
@@ -179,3 +181,8 @@ def test_fingerprints_see_one_bit(built):
         p.view(torch.int32)[7, 3] ^= 1
     changed = {n for n, value in fingerprints(model).items() if before[n] != value}
     assert changed == {name}
+
+
+def test_a_saved_module_that_does_not_exist_is_named(built):
+    model, plan = built(tuner={"modules_to_save": ["embed_tokenz"]})
+    assert audit_before(model, plan).problems == ["tuner.modules_to_save: the model has no module embed_tokenz"]

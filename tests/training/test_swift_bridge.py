@@ -75,6 +75,14 @@ def test_precision_is_what_the_recipe_says(prepared, tmp_path):
     assert trained == {torch.float32}, "adapters are kept in fp32"
 
 
+def test_saved_modules_train_in_fp32_and_the_context_is_kept(prepared):
+    half = {"model": {"torch_dtype": "bfloat16"}, "training": {"bf16": True}}
+    _, built = prepared("stage1_aligner_full", **half)
+    assert {p.dtype for p in built.model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in built.model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert built.model.config.get_text_config().max_position_embeddings == 262144
+
+
 def test_arguments_that_ms_swift_would_default_otherwise(prepared):
     plan, built = prepared()
     assert built.arguments.lora_dropout == 0.0

@@ -49,6 +49,7 @@ def test_a_shipped_recipe_trains_logs_evaluates_and_saves_an_adapter(recipe, ove
     assert seen.ce_after < seen.ce_before
     census = take_census(run.run_dir / "checkpoint-3")
     assert census.kind == "adapter"
+    assert (run.run_dir / "checkpoint-3" / "args.json").is_file(), "ms-swift's own tools read it"
     assert {tower for tower, count in census.per_tower().items() if count} == RECIPES[recipe]
     assert hashlib.sha256((tiny / "model.safetensors").read_bytes()).hexdigest() == before
 

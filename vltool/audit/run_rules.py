@@ -47,7 +47,7 @@ class Judge:
         self._run_dir = Path(plan.run_dir)
         self._reload = reload
         self._seen = Evidence.read(self._run_dir)
-        self._half = plan.arguments["torch_dtype"] != "float32"
+        self._half = plan.arguments["torch_dtype"] != "float32" or plan.arguments["bf16"]
 
     def verdicts(self) -> list[Verdict]:
         """All rows, in the order in which a run comes to them."""
@@ -133,7 +133,7 @@ class Judge:
             return "fail", faults[0] + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
         if not self._seen.finished:
             return self._not_reached()
-        if self._plan.data.val_jsonl and not any("eval/loss" in row for row in rows):
+        if self._plan.arguments.get("eval_strategy") != "no" and not any("eval/loss" in row for row in rows):
             return "fail", "no evaluation was logged"
         names = sorted({name for row in rows for name in row if name.startswith(("train/", "eval/"))})
         return "pass", f"{len(rows)} rows, {len(names)} names"

@@ -44,8 +44,8 @@ def train(
     plan = make_plan(resolved, cwd=Path.cwd(), debug=debug)
     launch.require_training_stack()
     reporter = RunReporter(output)
-    plan = audited(plan, reporter)
     try:
+        plan = audited(plan, reporter)
         outcome = launch.train(plan, reporter, resolved=resolved)
     finally:
         reporter.close()

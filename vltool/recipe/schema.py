@@ -26,7 +26,7 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Model(Section, frozen=True, kw_only=True):
     """`model:` keys that vltool reads itself; the rest is ms-swift's."""
 
-    model: Annotated[str | None, Meta(description="Folder of the base checkpoint, or its hub id.")] = None
+    model: Annotated[str | None, Meta(description="Folder of the base checkpoint.")] = None
     model_type: Annotated[
         str | None, Meta(description="ms-swift's model type; inferred from config.json when absent.")
     ] = None

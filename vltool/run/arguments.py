@@ -22,6 +22,11 @@ OURS = frozenset(
 """Arguments of ms-swift that vltool sets itself, so that a recipe cannot."""
 
 
+BEST_METRICS = ("loss", "sft_loss", "llm_kd_loss", "token_acc")
+"""What evaluation logs and a best checkpoint can be chosen by."""
+MIN_LR_SCHEDULES = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+
+
 class TunerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What should train; the audits hold the prepared model against it."""
 
@@ -65,8 +70,20 @@ def swift_arguments(recipe: Recipe, problems: list[Problem]) -> tuple[dict[str, 
     _whole("max_pixels", 0, recipe, arguments, problems)
     _accumulation(recipe, arguments, origins, problems)
     best = arguments.get("metric_for_best_model")
+    if isinstance(best, str) and best.replace("eval/", "eval_", 1).removeprefix("eval_") not in BEST_METRICS:
+        what = f"training.metric_for_best_model: evaluation logs no {best}"
+        problems.append(
+            Problem(what, f"one of {', '.join(BEST_METRICS)}", recipe.where("training.metric_for_best_model"))
+        )
     if isinstance(best, str):
         arguments["metric_for_best_model"] = best.replace("eval/", "eval_", 1)
+    kwargs, schedule = arguments.get("lr_scheduler_kwargs"), arguments.get("lr_scheduler_type")
+    if isinstance(kwargs, dict) and "min_lr" in kwargs and schedule not in MIN_LR_SCHEDULES:
+        what = f"training.lr_scheduler_type: {schedule} takes no min_lr (written at {origins['lr_scheduler_kwargs']})"
+        do = f"write lr_scheduler_kwargs: null, or one of {', '.join(MIN_LR_SCHEDULES)}"
+        problems.append(Problem(what, do, recipe.where("training.lr_scheduler_type")))
+    if "seed" in arguments:
+        arguments.setdefault("data_seed", arguments["seed"])
     # TensorBoard is written by vltool, from the rows of logging.jsonl.
     report_to = arguments.get("report_to") or []
     report_to = report_to if isinstance(report_to, list) else [report_to]

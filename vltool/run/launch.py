@@ -67,6 +67,9 @@ def train(plan: RunPlan, reporter: Reporter, *, resolved: Recipe) -> dict[str, A
     require_training_stack()
     for name, value in (DEFAULT_ENVIRONMENT | plan.env).items():
         os.environ.setdefault(name, value)
+    # One process takes one GPU; of several it would spread the model's layers over all.
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
     with quiet_imports(show=plan.debug):
         from vltool.training import worker
 

@@ -21,6 +21,7 @@ from vltool.run.arguments import TunerPlan, last_blocks_regex, swift_arguments, 
 from vltool.run.evidence import to_json
 from vltool.run.folder import choose_folder
 
+ONE_PROCESS = "this version of vltool cannot do more than one process yet"
 SILENT_RESIZERS = ("MAX_PIXELS", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "IMAGE_MIN_TOKEN_NUM", "SPATIAL_MERGE_SIZE")
 """Environment variables by which the training stack resizes images without a word."""
 
@@ -119,7 +120,7 @@ def make_plan(
     Raises InvalidInput with every problem: what is not built yet, absent paths, a checkpoint that is no
     Qwen3-VL, arguments that contradict each other, a run folder in use.
     """
-    env = os.environ if env is None else env
+    env = recipe.launch.env | dict(os.environ if env is None else env)
     problems = [*unsupported.problems(recipe), *_environment(recipe, env)]
     architecture = _checkpoint(recipe, "model.model", recipe.model.model, problems)
     _absent_files(recipe, problems)
@@ -210,7 +211,12 @@ def _absent_files(recipe: Recipe, problems: list[Problem]) -> None:
 def _environment(recipe: Recipe, env: Mapping[str, str]) -> list[Problem]:
     """Variables that would resize images behind the recipe's back."""
     wanted = str(recipe.swift.get("template", {}).get("max_pixels"))
-    return [
+    several = [
+        Problem(f"the environment sets {name}={env[name]}: {ONE_PROCESS}", "launch one process: vltool train RECIPE")
+        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "NNODES")
+        if env.get(name, "1") != "1"
+    ]
+    return several + [
         Problem(
             f"the environment sets {name}={env[name]}, by which images would be resized silently",
             "unset it: template.max_pixels is the one size knob",

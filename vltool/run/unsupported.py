@@ -14,13 +14,18 @@ TUNERS = ("lora", "full")
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "acc_strategy": ("token",),
     "adapters": ([],),
+    "agent_template": (None,),
     "auto_find_batch_size": (False,),
+    "callbacks": ([],),
     "custom_register_path": ([],),
+    "dataloader_multiprocessing_context": (None, "fork"),
     "deepspeed": (None,),
     "device_map": (None,),
+    "early_stop_interval": (None,),
     "enable_channel_loss": (False,),
     "enable_dft_loss": (False,),
     "eval_use_evalscope": (False,),
+    "enable_thinking": (None,),
     "eval_metric": (None,),
     "external_plugins": ([],),
     # The first steps of a float16 run overflow on purpose, which the audits could not tell from a fault.
@@ -30,6 +35,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "freeze_parameters_regex": (None,),
     "fsdp": (None, "", []),
     "group_by_length": (False,),
+    "ignore_data_skip": (False,),
     "init_strategy": (None,),
     "init_weights": (True, "true", "True"),
     "label_smoothing_factor": (0, 0.0),
@@ -37,24 +43,29 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "lisa_activated_layers": (0,),
     "load_args": (False,),
     "load_best_model_at_end": (False,),
+    "logging_strategy": ("steps", "epoch"),
     "lora_bias": ("none",),
     "loss_scale": ("default", "last_round", "all"),
     "loss_type": (None,),
     "model_kwargs": (None,),
     "new_special_tokens": ([],),
+    "optimizer": (None, "default", "multimodal"),
     "padding_free": (False,),
     "padding_side": ("right",),
     "predict_with_generate": (False,),
     "push_to_hub": (False,),
     "resume_only_model": (False,),
+    "response_prefix": (None,),
     "rope_scaling": (None,),
     "router_aux_loss_coef": (0, 0.0),
     "safe_serialization": (True,),
     "save_only_model": (False,),
+    "save_strategy": ("steps", "epoch"),
     "sequence_parallel_size": (1,),
     "streaming": (False,),
     "target_parameters": (None,),
     "task_type": ("causal_lm", None),
+    "template": ("qwen3_vl",),
     "template_backend": ("swift",),
     "torch_compile": (False,),
     "torch_dtype": ("bfloat16", "float32"),
@@ -142,6 +153,9 @@ def problems(recipe: Recipe) -> list[Problem]:
         for wanted, key, what in asked
         if wanted
     ]
+    if "all-linear" in tuner.target_modules and len(tuner.target_modules) > 1:
+        what = "tuner.target_modules: ms-swift takes all-linear alone, and drops the names beside it"
+        found.append(Problem(what, "write a target_regex", recipe.where("tuner.target_modules")))
     for key in ("target_modules", "modules_to_save"):
         for word in WHOLE_CLASSES:
             if word in getattr(tuner, key):

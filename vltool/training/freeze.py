@@ -43,7 +43,7 @@ def _target_modules(model: nn.Module, tuner: TunerPlan) -> Iterable[str]:
             }[tower]
             if not frozen:
                 yield plain
-        elif plain.split(".")[-1] in tuner.target_modules or plain in tuner.target_modules:
+        elif any(plain == target or plain.endswith(f".{target}") for target in tuner.target_modules):
             yield plain
 
 
@@ -59,7 +59,13 @@ def expected_towers(model: nn.Module, tuner: TunerPlan) -> set[Tower]:
         }
         return {tower for tower, trains in flags.items() if trains}
     expected = {tower_of(name) for name in _target_modules(model, tuner)}
-    return expected | {tower_of(name) for name in tuner.modules_to_save}
+    return expected | {tower for name in tuner.modules_to_save for tower in _towers_named(model, name)}
+
+
+def _towers_named(model: nn.Module, name: str) -> set[Tower]:
+    """Towers of the modules that a name in `modules_to_save` means to peft: a whole name, or the end of one."""
+    plain = (plain_name(module + ".").rstrip(".") for module, _ in model.named_modules())
+    return {tower_of(module) for module in plain if module == name or module.endswith(f".{name}")}
 
 
 def _has_own_head(model: nn.Module) -> bool:
@@ -99,6 +105,9 @@ def audit_before(model: nn.Module, tuner: TunerPlan) -> Audit:
             row.problem = f"{strays[tower]} trains outside the adapter: name it in tuner.modules_to_save"
     if not any(row.trainable for row in rows.values()):
         problems.append("nothing is trainable")
+    if tuner.tuner_type != "full":
+        unknown = [name for name in tuner.modules_to_save if not _towers_named(model, name)]
+        problems += [f"tuner.modules_to_save: the model has no module {name}" for name in unknown]
     problems += [f"{row.tower}: {row.problem}" for row in rows.values() if row.problem]
     return Audit(rows=list(rows.values()), problems=problems)
 

@@ -33,7 +33,7 @@ def main(run_dir: Path, checkpoint: Path) -> str:
         model = PeftModel.from_pretrained(model, str(checkpoint))
     model.eval()
     inputs, at_P2, wanted_PV = load_probe(run_dir)
-    autocast = dtype if plan.arguments.get("bf16") or plan.arguments.get("fp16") else None
+    autocast = torch.bfloat16 if plan.arguments["bf16"] else None
     with torch.no_grad(), torch.autocast(device, dtype=autocast, enabled=autocast is not None):
         got_PV = logits_at(model, inputs, at_P2).cpu()
     return json.dumps(

@@ -6,6 +6,7 @@ ms-swift's dataset loading is never called. The tuner is prepared here, before a
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,9 +113,19 @@ def build(plan: RunPlan) -> Prepared:
         pipeline = SwiftSft(arguments)
     except ImportError as error:
         raise MissingOnHost(f"the model needs a package that is not installed: {error}", "install it") from error
-    model = pipeline.prepare_model(
-        arguments, pipeline.model, template=pipeline.template, train_dataset=None, task_type=None
-    )
+    _keep_context_length(pipeline.model, plan)
+    try:
+        model = pipeline.prepare_model(
+            arguments, pipeline.model, template=pipeline.template, train_dataset=None, task_type=None
+        )
+    except ValueError as error:
+        raise InvalidInput(f"the tuner cannot be made: {error}", "mend the tuner section of the recipe") from error
+    if arguments.is_adapter and arguments.training_args.bf16:
+        # peft keeps adapters in fp32, but not the copies of modules_to_save: in bf16, updates as small as
+        # the end of a schedule's would round to nothing.
+        for parameter in model.parameters():
+            if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+                parameter.data = parameter.data.float()
     # Other tools of ms-swift read them from a checkpoint's folder.
     arguments.save_args()
     if plan.distillation is not None:
@@ -126,6 +137,14 @@ def build(plan: RunPlan) -> Prepared:
         arguments=arguments,
         training_arguments=arguments.training_args,
     )
+
+
+def _keep_context_length(model: Any, plan: RunPlan) -> None:
+    """Put back what ms-swift cut to the training length: a saved model must keep its base's context."""
+    config = json.loads((Path(plan.model) / "config.json").read_bytes())
+    length = config["text_config"].get("max_position_embeddings")
+    if length is not None:
+        model.config.get_text_config().max_position_embeddings = length
 
 
 def build_teacher(plan: RunPlan, prepared: Prepared) -> Any:

@@ -222,10 +222,15 @@ class CaptionTrainer(Seq2SeqTrainer):
         """Write the checkpoint beside, then rename it: a folder named checkpoint-N is always whole."""
         run_dir = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.best_global_step}")
+        best = run_dir / f"checkpoint-{self.state.best_global_step}"
+        if best.is_dir() or best.name == name:
+            self.state.best_model_checkpoint = str(best)
         self._staging = run_dir / STAGING
         shutil.rmtree(self._staging, ignore_errors=True)
+        self._staging.mkdir()
+        # ms-swift copies it from beside the checkpoint, for its tools that merge and serve.
+        if (run_dir / "args.json").is_file():
+            shutil.copy(run_dir / "args.json", self._staging)
         try:
             super()._save_checkpoint(model, trial)
             if (run_dir / name).exists():

@@ -119,6 +119,9 @@ def _train(plan: RunPlan, prepared: swift_bridge.Prepared, evidence: Evidence, r
             "or turn training.gradient_checkpointing on",
         ) from error
     finally:
+        for records in (train_records, eval_records):
+            if records is not None:
+                records.close()
         telemetry.close()
         checkpoint = last_complete(run_dir)
         evidence.last_checkpoint = None if checkpoint is None else str(checkpoint)
