@@ -65,6 +65,9 @@ def _struct(node: MapNode, struct: types.StructType, key: str, problems: list[Pr
             values[name.name] = convert(value, fields[name.name], dotted, problems)
         else:
             problems.append(Problem(f"unknown key {dotted}", suggest(name.name, fields), name.where))
+    required = [field.encode_name for field in struct.fields if field.required]
+    written = {name.name for name, _ in node.entries}
+    problems += [Problem(f"{key}.{name} is missing", where=node.where) for name in required if name not in written]
     return values
 
 

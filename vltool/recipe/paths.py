@@ -11,7 +11,7 @@ from vltool.errors import InvalidInput, Problem
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode
 from vltool.recipe.schema import PATHS
 
-PROMPTS = frozenset({"custom.user_prompt", "custom.system_prompt", "template.system"})
+PROMPTS = frozenset({"custom.user_prompt", "custom.system_prompt"})
 """Text, or a .txt file that holds it."""
 HUB_IDS = frozenset({"model.model", "rlhf.teacher_model"})
 """A folder, or `owner/name` on a model hub."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from vltool.errors import InvalidInput, Problem, Where, nearest
@@ -30,7 +31,8 @@ class Resolved:
     notes: tuple[Problem, ...]
 
 
-def shipped_recipes() -> dict[str, Path]:
+@cache
+def shipped_recipes() -> Mapping[str, Path]:
     """Bare name -> file of the recipes that come with vltool."""
     package = Path(__file__).absolute().parents[1]
     for folder in (package / "recipes", package.parent / "recipes"):
@@ -87,6 +89,9 @@ def resolve(
 ) -> Resolved:
     """Merge base_config, the recipe's `extends`, the recipe and the overlays; the later wins.
 
+    Within a recipe and its overlays each file is merged once, where it is reached first: two recipes
+    that extend the same base do not undo each other's changes to it.
+
     recipe, base_config, overlays: paths or bare names. env: by default the process's environment.
     Raises InvalidInput with the problems of all files, or with those of all variables.
     """
@@ -107,10 +112,9 @@ def resolve_files(
     reader = _Reader(environment)
     under = [] if base_config is None else [base_config]
     paths = [reader.find(name, None, None) for name in (*under, recipe, *overlays)]
-    tree = MapNode(Where(recipe), ())
-    for path in paths:
-        if path:
-            tree = reader.put(tree, reader.read(path))
+    beneath = [file for path in paths[: len(under)] if path for file in reader.order(path)]
+    above = list(dict.fromkeys(file for path in paths[len(under) :] if path for file in reader.order(path)))
+    tree = reader.merged([*beneath, *above])
     if reader.problems:
         raise InvalidInput(reader.problems)
     unset: list[Problem] = []
@@ -118,9 +122,8 @@ def resolve_files(
     own = paths[len(under)]
     assert own, "a recipe that was not found is a problem"
     assert isinstance(replaced, MapNode)
-    file = _shown(own)
-    files = tuple(reader.folders)
-    return Resolved(own.stem, file, files, reader.folders, _without_nulls(replaced), tuple(reader.notes)), unset
+    files = tuple(dict.fromkeys(_shown(file) for file in (*beneath, *above)))
+    return Resolved(own.stem, _shown(own), files, reader.folders, _without_nulls(replaced), tuple(reader.notes)), unset
 
 
 class _Reader:
@@ -131,7 +134,8 @@ class _Reader:
         self.problems: list[Problem] = []
         self.notes: list[Problem] = []
         self.folders: dict[str, Path] = {}
-        self._trees: dict[Path, MapNode] = {}
+        self._own: dict[Path, MapNode] = {}
+        self._orders: dict[Path, list[Path]] = {}
         self._chain: list[tuple[Path, Where]] = []
         """The files being read, outermost first, each with the `extends` in it that is being followed."""
 
@@ -146,36 +150,47 @@ class _Reader:
             self.notes.append(replace(note, where=where))
         return path
 
-    def read(self, path: Path) -> MapNode:
-        """The file merged over what it extends, without `extends`."""
+    def order(self, path: Path) -> list[Path]:
+        """The files that a recipe extends, each once, the lowest first; then the recipe itself."""
         path = path.absolute()
-        shown = _shown(path)
-        if path not in self._trees:
+        if path not in self._orders:
+            shown = _shown(path)
             try:
                 own = modernise(load_file(path, shown=shown), self.problems, self.notes)
             except InvalidInput as error:
                 self.problems += error.problems
                 own = MapNode(Where(shown), ())
-            tree = MapNode(own.where, ())
+            order: list[Path] = []
             for name in self._extends(own):
-                assert isinstance(name.value, str)
-                beside = None if name.from_shell else path.parent
-                if base := self.find(name.value, beside, name.where):
-                    self._chain.append((path, name.where))
-                    if not self._closes_cycle(base, name.where):
-                        tree = self.put(tree, self.read(base))
-                    self._chain.pop()
-            kept = tuple((key, value) for key, value in own.entries if key.name != "extends")
-            self.folders.setdefault(shown, path.parent)
-            self._trees[path] = self.put(tree, replace(own, entries=kept))
-        return self._trees[path]
+                order += [file for file in self._beneath(path, name, order) if file not in order]
+            self.folders[shown] = path.parent
+            self._own[path] = replace(own, entries=tuple(entry for entry in own.entries if entry[0].name != "extends"))
+            self._orders[path] = [*order, path]
+        return self._orders[path]
 
-    def put(self, below: MapNode, above: MapNode) -> MapNode:
-        """Merge, with a note for each section that a forgotten value clears."""
-        self.notes += _emptied(below, above, "")
-        merged = merge(below, above)
-        assert isinstance(merged, MapNode)
-        return merged
+    def _beneath(self, path: Path, name: ScalarNode, already: list[Path]) -> list[Path]:
+        """The files of one name in `extends`; none after noting why there are none."""
+        assert isinstance(name.value, str)
+        base = self.find(name.value, None if name.from_shell else path.parent, name.where)
+        if base is None:
+            return []
+        if base.absolute() in already:
+            what = f"extends: {name.value} lies beneath the recipes before it already, and is not merged again"
+            self.notes.append(Problem(what, "take it out of the list", name.where))
+            return []
+        self._chain.append((path, name.where))
+        order = [] if self._closes_cycle(base, name.where) else self.order(base)
+        self._chain.pop()
+        return order
+
+    def merged(self, files: Sequence[Path]) -> MapNode:
+        """These files in one tree, without `extends`; a note tells of each section that a forgotten value clears."""
+        tree: Node = MapNode(Where(""), ())
+        for file in files:
+            self.notes += _emptied(tree, self._own[file], "")
+            tree = merge(tree, self._own[file])
+        assert isinstance(tree, MapNode)
+        return tree
 
     def _extends(self, tree: MapNode) -> Iterator[ScalarNode]:
         for key, node in tree.entries:
@@ -203,8 +218,18 @@ class _Reader:
 
 
 def _shown(path: Path) -> str:
-    """The path, or the way to it from the working directory where that is shorter."""
+    """A file's name in messages: `recipes/NAME.yaml` for a shipped recipe, the shorter of its two paths for another."""
+    if shipped_recipes().get(path.stem) == path and not exists(Path("recipes", path.name)):
+        return str(Path("recipes", path.name))
     return min(str(path.absolute()), os.path.relpath(path), key=len)
+
+
+def file_of(shown: str) -> Path:
+    """The file that a place in a message means; the inverse of how messages name files."""
+    path = Path(shown)
+    if path.parts[:-1] == ("recipes",) and not exists(path):
+        return shipped_recipes().get(path.stem, path)
+    return path
 
 
 def _emptied(below: Node, above: Node, key: str) -> Iterator[Problem]:

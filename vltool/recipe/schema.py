@@ -1,7 +1,8 @@
 """The keys of a recipe that are vltool's own, section by section.
 
-Keys that a section's struct does not name belong to ms-swift and pass through under their own
-names. Nothing here reads a file or derives a value: see `validate` and `vltool.run.plan`.
+Keys that a section's struct does not name belong to ms-swift (see `swift_keys`) and pass through under
+their own names, but for those of `REFUSED`. Nothing here reads a file or derives a value: see `validate`
+and `vltool.run.plan`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ class Data(Section, frozen=True, kw_only=True):
 class Tuner(Section, frozen=True, kw_only=True):
     """`tuner:` keys that vltool reads itself; the rest is ms-swift's."""
 
-    tuner_type: Annotated[str, Meta(description="`lora`, `full`, or another of ms-swift's tuners.")] = "lora"
+    tuner_type: Annotated[
+        Literal[
+            "lora", "full", "adalora", "boft", "fourierft", "vera", "longlora", "llamapro", "adapter", "reft"
+        ],
+        Meta(description="How weights are changed: through adapters of a kind, or in `full`."),
+    ] = "lora"  # fmt: skip
     freeze_llm: Annotated[bool, Meta(description="Keep the language model as it is.")] = False
     freeze_vit: Annotated[bool, Meta(description="Keep the vision blocks as they are.")] = True
     freeze_aligner: Annotated[bool, Meta(description="Keep the merger and deepstack mergers as they are.")] = True
@@ -145,12 +151,25 @@ class VisualKd(Section, frozen=True, kw_only=True):
     deepstack: Annotated[FeatureTerm, Meta(description="Outputs of the deepstack mergers.")] = FeatureTerm()
 
 
+class AugmentOp(Section, frozen=True, kw_only=True):
+    """One operation of `custom.augmentation.ops`."""
+
+    name: Annotated[
+        Literal[
+            "hflip", "vflip", "rotate", "scale", "resize_by_scale", "random_crop", "color_jitter", "gamma", "hsv",
+            "clahe", "auto_contrast", "sharpness", "pad_to_multiple", "expand_to_fit_affine",
+        ],
+        Meta(description="What is done to the image and, where pixels move, to its geometries."),
+    ]  # fmt: skip
+    params: Annotated[dict[str, Any], Meta(description="Its ranges, and `prob`.")] = {}
+
+
 class Augmentation(Section, frozen=True, kw_only=True):
     """`custom.augmentation:` geometry-aware augmentation of training images."""
 
     enabled: Annotated[bool, Meta(description="Whether training images are augmented.")] = False
     bypass_prob: Annotated[Fraction, Meta(description="Probability that a sample is left as it is.")] = 0.0
-    ops: Annotated[tuple[dict[str, Any], ...], Meta(description="Ordered list of `{name, params}`.")] = ()
+    ops: Annotated[tuple[AugmentOp, ...], Meta(description="What is done, in this order.")] = ()
     curriculum: Annotated[dict[str, Any] | None, Meta(description="Phases that interpolate parameters.")] = None
 
 
@@ -213,6 +232,33 @@ OWN: dict[str, type[Section]] = {
 CLOSED: frozenset[str] = frozenset({"rlhf", "deepspeed", "custom", "launch"})
 """Sections in which every key is ours: an unknown one is an error. Keys beside ours in the others are ms-swift's."""
 
+_RECORDS = "records come from custom.train_jsonl and custom.val_jsonl, read by vltool: take the line out"
+_ITSELF = "vltool sets it itself: take the line out"
+
+REFUSED: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "cached_dataset", "cached_val_dataset", "columns", "custom_dataset_info", "dataset_num_proc",
+            "dataset_shuffle", "decision_drop_instructions", "decision_shuffle_fields", "decision_state_as_text",
+            "decision_subsample_options", "disable_auto_column_mapping", "download_mode", "interleave_prob",
+            "load_data_args", "load_from_cache_file", "model_author", "model_name", "norm_bbox",
+            "shuffle_buffer_size", "stopping_strategy", "val_dataset_shuffle",
+        ),
+        _RECORDS,
+    ),
+    **dict.fromkeys(
+        (
+            "add_version", "check_model", "fp16_full_eval", "include_num_input_tokens_seen", "logging_dir",
+            "remove_unused_columns", "split_dataset_ratio", "strict", "use_logits_to_keep",
+        ),
+        _ITSELF,
+    ),
+    "deepspeed": "write it under `deepspeed:`, {enabled: true, config: zero2} say",
+    "system": "write custom.system_prompt",
+    "val_dataset": "name the records in custom.val_jsonl",
+}  # fmt: skip
+"""ms-swift's keys that could do nothing in a recipe, and what to do instead."""
+
 SECTIONS: tuple[str, ...] = (
     "model", "template", "data", "tuner", "training", "rlhf", "deepspeed", "quantization", "launch", "custom",
 )  # fmt: skip
@@ -226,7 +272,6 @@ PATHS: frozenset[str] = frozenset(
         "custom.dump_conversation_path", "tuner.resume_from_checkpoint", "tuner.merge_previous",
         "training.output_dir", "training.resume_from_checkpoint", "rlhf.teacher_cache",
         "rlhf.teacher_completions_cache", "deepspeed.config", "custom.user_prompt", "custom.system_prompt",
-        "template.system",
     }
 )  # fmt: skip
 """Keys whose value is, or may be, a path relative to the file that wrote it."""

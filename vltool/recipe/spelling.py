@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from vltool.errors import Problem
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode
-
-RENAMED = {"tuner": {"train_type": "tuner_type"}}
-"""Section -> old name -> today's."""
+from vltool.recipe.schema import CLOSED
+from vltool.recipe.swift_keys import swift_table
 
 
 def modernise(tree: MapNode, problems: list[Problem], notes: list[Problem]) -> MapNode:
@@ -17,10 +16,11 @@ def modernise(tree: MapNode, problems: list[Problem], notes: list[Problem]) -> M
     Done before files are merged: an old name in a recipe has to win over today's in its base.
     Both names with different values in one file are a problem.
     """
+    table = swift_table()
     entries = []
     for key, node in tree.entries:
-        renamed = RENAMED.get(key.name, {})
-        if isinstance(node, MapNode) and renamed:
+        if isinstance(node, MapNode) and key.name not in CLOSED:
+            renamed = {old: to.now for old, to in table.renamed.items() if table.keys[to.now].section == key.name}
             node = replace(node, entries=tuple(_section(key.name, node, renamed, problems, notes)))
         entries.append((key, node))
     return replace(tree, entries=tuple(entries))

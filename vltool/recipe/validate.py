@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import inspect as types
 
-from vltool.errors import InvalidInput, Problem, Where
-from vltool.recipe.convert import convert, suggest, to_plain
+from vltool.errors import InvalidInput, Problem, Where, nearest
+from vltool.recipe import distillation_rules, training_rules, tuner_rules
+from vltool.recipe.convert import convert, suggest
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode
 from vltool.recipe.paths import anchor_paths
 from vltool.recipe.resolve import Resolved, resolve_files
-from vltool.recipe.schema import CLOSED, OWN, SECTIONS, TOP_LEVEL, Positive, Recipe
+from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, TOP_LEVEL, Positive, Recipe
+from vltool.recipe.settings import Settings, Undecided
+from vltool.recipe.swift_keys import SwiftKey, swift_table
 
 Values = dict[str, dict[str, Any]]
 """Section -> key -> value."""
@@ -27,7 +32,6 @@ _FIELDS = {
 """Section -> our keys in it, with their types."""
 _LENGTH = types.type_info(Positive)
 _LENGTH_KEYS = ("model.max_model_len", "template.max_length")
-_PLACEHOLDERS = ("dummy", "placeholder")
 
 
 def load_recipe(
@@ -56,20 +60,24 @@ def _validate(resolved: Resolved, cwd: Path, unset: list[Problem]) -> Recipe:
     check = _Check(resolved, cwd)
     check.sections()
     length = check.length()
-    check.data()
-    check.distillation()
+    settings = check.settings()
+    for rule in (*tuner_rules.RULES, *training_rules.RULES, *distillation_rules.RULES):
+        with suppress(Undecided):
+            rule(settings)
     # A text whose variable is missing may be no path and no number; that is not a second mistake.
     told = {problem.where for problem in unset}
-    problems = [*unset, *(problem for problem in check.problems if problem.where not in told)]
+    found = (*check.problems, *settings.problems)
+    problems = [*unset, *(problem for problem in found if problem.where not in told)]
     if problems:
         raise InvalidInput(sorted(problems, key=lambda problem: _order(resolved, problem.where)))
+    check.drop_placeholder()
     return Recipe(
         name=resolved.name,
         files=resolved.files,
         global_max_length=length,
         swift=check.swift,
         origins=check.origins,
-        notes=(*resolved.notes, *check.notes),
+        notes=(*resolved.notes, *settings.notes),
         **{name: check.build(name) for name in OWN},
     )
 
@@ -88,7 +96,8 @@ class _Check:
     def __init__(self, resolved: Resolved, cwd: Path) -> None:
         self.file = resolved.file
         self.problems: list[Problem] = []
-        self.notes: list[Problem] = []
+        self.wrong: set[str] = set()
+        """Keys that have a problem of their own, so that no rule looks at them."""
         self.tree = anchor_paths(resolved.tree, resolved.folders, cwd, self.problems)
         self.origins: dict[str, Where] = {}
         self.own: Values = {name: {} for name in OWN}
@@ -103,7 +112,7 @@ class _Check:
             if key.name == "global_max_length":
                 self._length(key.name, node)
             elif key.name not in SECTIONS:
-                self._unknown("", key, TOP_LEVEL)
+                self._unknown("", key)
             elif not isinstance(node, MapNode):
                 given = f"{node.value!r}" if isinstance(node, ScalarNode) else "a list"
                 do = "" if key.name != "deepspeed" else f"write deepspeed: {{enabled: true, config: {given}}}"
@@ -114,31 +123,29 @@ class _Check:
 
     def _key(self, section: str, key: KeyNode, node: Node) -> None:
         dotted = f"{section}.{key.name}"
-        fields = _FIELDS.get(section, {})
-        if key.name in fields:
-            self.own[section][key.name] = convert(node, fields[key.name], dotted, self.problems)
-        elif section in CLOSED or _owners(key.name):
-            self._unknown(section, key, fields)
+        before = len(self.problems)
+        if key.name in _FIELDS.get(section, {}):
+            self.own[section][key.name] = convert(node, _FIELDS[section][key.name], dotted, self.problems)
         elif dotted in _LENGTH_KEYS:
             self._length(dotted, node)
+        elif key.name not in _swift_keys(section):
+            self._unknown(section, key)
+        elif key.name in REFUSED:
+            self.problems.append(Problem(f"{dotted} has no effect in a recipe", REFUSED[key.name], key.where))
         else:
-            self.swift[section][key.name] = to_plain(node, dotted, self.problems)
+            wanted = _swift_keys(section)[key.name].accepts()
+            self.swift[section][key.name] = convert(node, wanted, dotted, self.problems)
+        if len(self.problems) > before:
+            self.wrong.add(dotted)
 
     def _length(self, key: str, node: Node) -> None:
         before = len(self.problems)
         value = convert(node, _LENGTH, key, self.problems)
         self.lengths[key] = value if len(self.problems) == before else None
 
-    def _unknown(self, section: str, key: KeyNode, choices: Any) -> None:
-        owners = _owners(key.name)
-        if owners:
-            do = f"it belongs in {' or '.join(owners)}"
-        elif not section and "." in key.name and key.name.split(".")[0] in SECTIONS:
-            do = f"put the key under `{key.name.split('.')[0]}:`"
-        else:
-            do = suggest(key.name, choices)
+    def _unknown(self, section: str, key: KeyNode) -> None:
         dotted = f"{section}.{key.name}" if section else key.name
-        self.problems.append(Problem(f"unknown key {dotted}", do, key.where))
+        self.problems.append(Problem(f"unknown key {dotted}", _advice(section, key.name), key.where))
 
     def length(self) -> int:
         """The one length, put where ms-swift wants it; 0 beside a problem."""
@@ -158,40 +165,15 @@ class _Check:
             self.origins.setdefault(key, self.origins[knob])
         return length or 0
 
-    def data(self) -> None:
-        """Records come from train_jsonl or a mixture, never from ms-swift's own datasets."""
-        given = self.own["data"].pop("dataset", None)
-        if given is not None:
-            where = self.origins.pop("data.dataset")
-            if given in _PLACEHOLDERS or given in ([word] for word in _PLACEHOLDERS):
-                self.notes.append(Problem("data.dataset can go: vltool puts ms-swift's placeholder there", where=where))
-            else:
-                do = "name the records in custom.train_jsonl, or a mixture in custom.fusion_config"
-                self.problems.append(Problem("data.dataset: ms-swift's datasets are not used", do, where))
-        custom = self.own["custom"]
-        if "train_jsonl" in custom and "fusion_config" in custom:
-            do = f"write null for one of them (train_jsonl is at {self.origins['custom.train_jsonl']})"
-            what = "custom.fusion_config and custom.train_jsonl are both given"
-            self.problems.append(Problem(what, do, self.origins["custom.fusion_config"]))
-        elif "train_jsonl" not in custom and "fusion_config" not in custom:
-            do = "name the training records there, or a mixture in custom.fusion_config"
-            self.problems.append(Problem("custom.train_jsonl is missing", do, Where(self.file)))
+    def settings(self) -> Settings:
+        """What the rules on several keys look at."""
+        values = {section: self.own.get(section, {}) | self.swift.get(section, {}) for section in SECTIONS}
+        return Settings(self.file, values, self.origins, self.wrong)
 
-    def distillation(self) -> None:
-        """Keys that mean nothing, or the contrary, without another."""
-        rlhf, variant = self.own["rlhf"], self.own["custom"].get("trainer_variant")
-        if "rlhf_type" not in rlhf and variant == "gkd_monitor":
-            what = "custom.trainer_variant: gkd_monitor distils, but rlhf.rlhf_type is not gkd"
-            do = "write rlhf_type: gkd under rlhf, or remove trainer_variant"
-            self.problems.append(Problem(what, do, self.origins["custom.trainer_variant"]))
-        elif "rlhf_type" not in rlhf and rlhf:
-            what = f"rlhf: {', '.join(rlhf)} has no effect without rlhf_type: gkd"
-            self.notes.append(Problem(what, where=self.origins["rlhf"]))
-        deepspeed = self.own["deepspeed"]
-        if deepspeed.get("enabled") is True and "config" not in deepspeed:
-            do = "write config: zero2, config: zero3 or a JSON file beside it"
-            what = "deepspeed.enabled is true, but deepspeed.config is missing"
-            self.problems.append(Problem(what, do, self.origins["deepspeed.enabled"]))
+    def drop_placeholder(self) -> None:
+        """Forget `data.dataset`, of which a valid recipe has the placeholder at most."""
+        if self.own["data"].pop("dataset", None) is not None:
+            del self.origins["data.dataset"]
 
     def build(self, section: str) -> Any:
         """One section's struct; msgspec has the last word on its types."""
@@ -202,9 +184,57 @@ class _Check:
             raise InvalidInput(Problem(f"{section}: {error}", where=where)) from error
 
 
+def _swift_keys(section: str) -> dict[str, SwiftKey]:
+    """ms-swift's keys that a section takes."""
+    return {} if section in CLOSED else _by_section().get(section, {})
+
+
+@cache
+def _by_section() -> dict[str, dict[str, SwiftKey]]:
+    sections: dict[str, dict[str, SwiftKey]] = {}
+    for name, key in swift_table().keys.items():
+        sections.setdefault(key.section, {})[name] = key
+    return sections
+
+
 def _owners(key: str) -> list[str]:
-    """Sections that have this key of ours."""
-    return [section for section, fields in _FIELDS.items() if key in fields]
+    """Sections that a key belongs in."""
+    return [section for section in SECTIONS if key in _FIELDS.get(section, {}) or key in _swift_keys(section)]
+
+
+def _advice(section: str, key: str) -> str:
+    """What was probably meant by a key that its section does not have."""
+    table = swift_table()
+    if key in table.gone:
+        return f"ms-swift {table.ms_swift} no longer has it: {table.gone[key]}"
+    if key in table.renamed:
+        now = table.renamed[key].now
+        return f"it is now called {now}, and belongs in {' or '.join(_owners(now))}"
+    if owners := _owners(key):
+        return f"it belongs in {' or '.join(owners)}"
+    if not section:
+        if key.split(".")[0] in SECTIONS and "." in key:
+            return f"put the key under `{key.split('.')[0]}:`"
+        return _nearest_anywhere(key) or suggest(key, TOP_LEVEL)
+    if section == "rlhf" and key in table.keys:
+        return "vltool's distillation has no use for this key of ms-swift's other methods: take the line out"
+    known = [*_FIELDS.get(section, {}), *_swift_keys(section)]
+    if guess := nearest(key, known):
+        return f"did you mean {guess}?"
+    if guess := _nearest_anywhere(key):
+        return guess
+    if section in CLOSED:
+        return suggest(key, known)
+    return "neither vltool nor ms-swift has it; `vltool render-config --schema` lists every key"
+
+
+def _nearest_anywhere(key: str) -> str:
+    """The nearest key of any section, or of the top level."""
+    known = {name: name for name in TOP_LEVEL}
+    for section in SECTIONS:
+        known |= {name: f"{section}.{name}" for name in (*_FIELDS.get(section, {}), *_swift_keys(section))}
+    guess = nearest(key, known)
+    return f"did you mean {known[guess]}?" if guess else ""
 
 
 def _note_origins(tree: MapNode, prefix: str, origins: dict[str, Where]) -> None:

@@ -270,14 +270,6 @@ def _distillation(
                     recipe.where("rlhf.teacher_model"),
                 )
             )
-    if rlhf.sft_alpha == 0.0 and rlhf.llm_kd_weight == 0.0:
-        problems.append(
-            Problem(
-                "rlhf.sft_alpha and rlhf.llm_kd_weight are both 0: nothing would be trained",
-                "give one of them a weight",
-                recipe.where("rlhf.llm_kd_weight"),
-            )
-        )
     # Disabling anything but a plain adapter does not give the base back: PiSSA, OLoRA, `lora_bias: all`.
     restores = tuner.tuner_type == "lora" and arguments.get("lora_bias", "none") == "none"
     return DistillationPlan(

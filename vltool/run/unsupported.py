@@ -6,100 +6,66 @@ from typing import Any
 
 from vltool.errors import Problem
 from vltool.recipe.schema import Recipe, Tuner
+from vltool.recipe.swift_keys import swift_table
 
 _DO = "take it out of the recipe, or wait for the version that builds it"
 
 TUNERS = ("lora", "full")
 
-ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "acc_strategy": ("token",),
-    "adapters": ([],),
-    "agent_template": (None,),
-    "auto_find_batch_size": (False,),
-    "callbacks": ([],),
-    "custom_register_path": ([],),
-    "dataloader_multiprocessing_context": (None, "fork"),
-    "deepspeed": (None,),
-    "device_map": (None,),
-    "early_stop_interval": (None,),
-    "enable_channel_loss": (False,),
-    "enable_dft_loss": (False,),
-    "eval_use_evalscope": (False,),
-    "enable_thinking": (None,),
-    "eval_metric": (None,),
-    "external_plugins": ([],),
+HONOURED = frozenset(
+    {
+        # model and template
+        "attn_impl", "experts_impl", "max_model_len", "max_length", "max_pixels",
+        # data
+        "data_seed", "dataloader_drop_last", "dataloader_in_order", "dataloader_num_workers",
+        "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
+        "train_dataloader_shuffle",
+        # tuner
+        "lora_rank", "lora_alpha", "lora_dropout", "lora_dtype",
+        "adalora_beta1", "adalora_beta2", "adalora_deltaT", "adalora_init_r", "adalora_orth_reg_weight",
+        "adalora_target_r", "adalora_tfinal", "adalora_tinit",
+        "boft_block_num", "boft_block_size", "boft_dropout", "boft_n_butterfly_factor",
+        "fourier_n_frequency", "fourier_scaling",
+        # training: length, rates, precision
+        "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
+        "gradient_accumulation_steps", "learning_rate", "aligner_lr", "vit_lr", "lr_scheduler_type",
+        "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim", "optim_args", "weight_decay", "adam_beta1",
+        "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "tf32", "use_cpu", "gradient_checkpointing",
+        "gradient_checkpointing_kwargs", "vit_gradient_checkpointing", "torch_empty_cache_steps", "seed",
+        "full_determinism",
+        # training: evaluation, saving, telemetry
+        "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "save_steps", "save_total_limit",
+        "max_shard_size", "metric_for_best_model", "greater_is_better", "logging_steps", "logging_first_step",
+        "log_level", "log_level_replica", "report_to", "run_name", "project", "trackio_space_id",
+        "trackio_bucket_id", "trackio_static_space_id", "swanlab_token", "swanlab_project", "swanlab_workspace",
+        "swanlab_exp_name", "swanlab_notification_method", "swanlab_webhook_url", "swanlab_secret",
+        "swanlab_sender_email", "swanlab_receiver_email", "swanlab_smtp_server", "swanlab_smtp_port",
+        "swanlab_email_language", "swanlab_mode",
+    }
+)  # fmt: skip
+"""ms-swift's keys that vltool's trainer, data and audits honour at any value."""
+
+PARTLY: dict[str, tuple[Any, ...]] = {
+    "dataloader_multiprocessing_context": ("fork",),
     # The first steps of a float16 run overflow on purpose, which the audits could not tell from a fault.
     "fp16": (False,),
-    "freeze_parameters": ([],),
-    "freeze_parameters_ratio": (0, 0.0),
-    "freeze_parameters_regex": (None,),
-    "fsdp": (None, "", []),
-    "group_by_length": (False,),
-    "ignore_data_skip": (False,),
-    "init_strategy": (None,),
-    "init_weights": (True, "true", "True"),
-    "label_smoothing_factor": (0, 0.0),
-    "lazy_tokenize": (True, None),
-    "lisa_activated_layers": (0,),
-    "load_args": (False,),
-    "load_best_model_at_end": (False,),
+    "lazy_tokenize": (True,),
     "logging_strategy": ("steps", "epoch"),
-    "lora_bias": ("none",),
     "loss_scale": ("default", "last_round", "all"),
-    "loss_type": (None,),
-    "model_kwargs": (None,),
-    "new_special_tokens": ([],),
-    "optimizer": (None, "default", "multimodal"),
-    "padding_free": (False,),
-    "padding_side": ("right",),
-    "predict_with_generate": (False,),
-    "push_to_hub": (False,),
-    "resume_only_model": (False,),
-    "response_prefix": (None,),
-    "rope_scaling": (None,),
-    "router_aux_loss_coef": (0, 0.0),
-    "safe_serialization": (True,),
-    "save_only_model": (False,),
+    "optimizer": ("default", "multimodal"),
     "save_strategy": ("steps", "epoch"),
-    "sequence_parallel_size": (1,),
-    "streaming": (False,),
-    "target_parameters": (None,),
-    "task_type": ("causal_lm", None),
+    "task_type": ("causal_lm",),
     "template": ("qwen3_vl",),
-    "template_backend": ("swift",),
-    "torch_compile": (False,),
     "torch_dtype": ("bfloat16", "float32"),
-    "trainable_parameters": ([],),
-    "trainable_parameters_regex": (None,),
-    "truncation_strategy": (None,),
-    "tuner_backend": ("peft",),
-    "use_chat_template": (True, None),
-    "use_dora": (False,),
-    "use_flash_ckpt": (False,),
-    "use_galore": (False,),
-    "use_liger_kernel": (False,),
-    "use_rslora": (False,),
-    "use_swift_lora": (False,),
+    "use_chat_template": (True,),
 }
-"""ms-swift's arguments that vltool's trainer, data or audits do not honour yet, and the values that they do."""
+"""Keys that are honoured at some values. All others are at their default alone, which changes nothing."""
 
-_RECORDS = "records come from custom.train_jsonl and custom.val_jsonl, read by vltool"
 
-NO_EFFECT: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            "cached_dataset", "cached_val_dataset", "columns", "custom_dataset_info", "dataset_num_proc",
-            "dataset_shuffle", "disable_auto_column_mapping", "download_mode", "interleave_prob",
-            "load_data_args", "load_from_cache_file", "model_author", "model_name", "norm_bbox",
-            "shuffle_buffer_size", "stopping_strategy", "val_dataset_shuffle",
-        ),
-        _RECORDS,
-    ),
-    "quant_bits": "write it under quantization",
-    "quant_method": "write it under quantization",
-    "system": "write custom.system_prompt",
-}  # fmt: skip
-"""ms-swift's arguments that could do nothing here, and what to do instead."""
+def honoured(name: str, value: Any) -> bool:
+    """Whether a run would do what this value of a key of ms-swift's says."""
+    return name in HONOURED or value in PARTLY.get(name, (swift_table().keys[name].default,))
+
 
 WHOLE_CLASSES = ("all-embedding", "all-norm")
 """ms-swift's words for modules by their class, which the audits cannot hold against a tower."""
@@ -164,9 +130,7 @@ def problems(recipe: Recipe) -> list[Problem]:
     for section, values in recipe.swift.items():
         for name, value in values.items():
             key = f"{section}.{name}"
-            if name in NO_EFFECT and section != "quantization":
-                found.append(Problem(f"{key} has no effect in vltool", NO_EFFECT[name], recipe.where(key)))
-            elif name in ARGUMENTS and value not in ARGUMENTS[name]:
+            if section != "quantization" and not honoured(name, value):
                 what = f"{key}: this version of vltool cannot do {name}: {value!r} yet"
                 found.append(Problem(what, _DO, recipe.where(key)))
     return found

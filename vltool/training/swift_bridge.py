@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from swift.arguments import SftArguments
 from swift.pipelines.train import SwiftSft
@@ -21,7 +19,9 @@ from swift.template import MaxLengthError
 from swift.trainers import Seq2SeqTrainer
 from swift.trainers.patcher import PrinterCallbackNew, ProgressCallbackNew
 
-from vltool.errors import BadContent, InvalidInput, MissingOnHost, Problem, nearest
+from vltool.errors import BadContent, InvalidInput, MissingOnHost, Problem
+from vltool.recipe.swift_keys import swift_table
+from vltool.run.arguments import ALWAYS
 from vltool.run.plan import RunPlan
 
 __all__ = [
@@ -38,17 +38,6 @@ __all__ = [
 MS_SWIFT_CALLBACKS = (ProgressCallbackNew, PrinterCallbackNew)
 """Callbacks of ms-swift that print and write logging.jsonl in its own way; ours take their place."""
 
-_PLACEHOLDER = {
-    # ms-swift's arguments insist on a dataset and turn evaluation off without a validation split.
-    "dataset": ["placeholder"],
-    "split_dataset_ratio": 0.01,
-    "add_version": False,
-    "check_model": False,
-    "remove_unused_columns": False,
-    "strict": True,
-    "use_logits_to_keep": False,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -63,37 +52,18 @@ class Prepared:
 
 
 def check_arguments(plan: RunPlan) -> None:
-    """Hold the plan's arguments against the installed ms-swift's own, by name and by type.
+    """Hold the plan's arguments against the installed ms-swift's own, which may be another than recipes know.
 
-    Raises InvalidInput with one located problem for each that is unknown or of the wrong type.
+    Raises InvalidInput with one located problem for each argument that it does not have.
     """
-    hints = typing.get_type_hints(SftArguments)
     names = {field.name for field in dataclasses.fields(SftArguments)}
+    do = f"take the line out, or install ms-swift {swift_table().ms_swift}, against which recipes are checked"
     problems = []
-    for name, value in plan.arguments.items():
+    for name in plan.arguments.keys() - names:
         at = plan.origins.get(name)
-        place = f"{at}: " if at else ""
-        if name not in names:
-            near = nearest(name, names)
-            do = f"did you mean {near}?" if near else "take the line out"
-            problems.append(Problem(f"{place}ms-swift has no argument {name}", do))
-        elif (wrong := _wrong_type(value, hints[name])) is not None:
-            problems.append(Problem(f"{place}{name}: {wrong}", "mend the value"))
+        problems.append(Problem(f"{at}: " * bool(at) + f"the installed ms-swift has no argument {name}", do))
     if problems:
         raise InvalidInput(problems)
-
-
-def _wrong_type(value: Any, hint: Any) -> str | None:
-    if value is None:
-        return None
-    try:
-        msgspec.convert(value, hint, strict=True)
-    except msgspec.ValidationError as error:
-        return f"{value!r}: {error}"
-    except (TypeError, ValueError):
-        # A type that msgspec cannot check, such as a union with an enum: ms-swift will.
-        return None
-    return None
 
 
 def build(plan: RunPlan) -> Prepared:
@@ -106,7 +76,7 @@ def build(plan: RunPlan) -> Prepared:
     # Without a GPU transformers refuses bf16, unless it is told that the CPU is meant.
     device = {} if torch.accelerator.is_available() else {"use_cpu": True}
     try:
-        arguments = SftArguments(**(device | plan.arguments | _PLACEHOLDER))
+        arguments = SftArguments(**(device | plan.arguments | ALWAYS))
     except (ValueError, AssertionError) as error:
         raise InvalidInput(f"ms-swift refuses its arguments: {error}", "mend the recipe") from error
     try:

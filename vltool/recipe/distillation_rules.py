@@ -1,0 +1,98 @@
+"""Rules on distillation: what is weighted, whose text is trained on, which vision terms can be more than zero."""
+
+from __future__ import annotations
+
+from vltool.recipe.modules import Part
+from vltool.recipe.settings import Settings
+from vltool.recipe.tuner_rules import trained_parts
+
+_BEFORE: dict[str, tuple[Part, ...]] = {
+    "vit": ("vision",),
+    "aligner": ("vision", "aligner"),
+    "deepstack": ("vision", "deepstack"),
+}
+"""Component of `visual_kd` -> the parts at or before its output."""
+_SAMPLING = ("max_completion_length", "temperature")
+
+
+def distillation_is_on(settings: Settings) -> None:
+    """Keys that mean nothing, or the contrary, without `rlhf_type: gkd`."""
+    if settings["rlhf.rlhf_type"] is not None:
+        return
+    if settings["custom.trainer_variant"] == "gkd_monitor":
+        what = "custom.trainer_variant: gkd_monitor distils, but rlhf.rlhf_type is not gkd"
+        settings.problem("custom.trainer_variant", what, "write rlhf_type: gkd under rlhf, or remove trainer_variant")
+    elif keys := settings.keys("rlhf"):
+        settings.note("rlhf", f"rlhf: {', '.join(keys)} has no effect without rlhf_type: gkd")
+    if settings["custom.visual_kd.enabled"]:
+        what = "custom.visual_kd needs a teacher, but rlhf.rlhf_type is not gkd"
+        settings.problem(
+            "custom.visual_kd.enabled", what, "write rlhf_type: gkd under rlhf, or extend a recipe with it"
+        )
+
+
+def something_is_weighted(settings: Settings) -> None:
+    """Vision terms alone are zero at the start, and so is their gradient."""
+    if settings["rlhf.rlhf_type"] and settings["rlhf.sft_alpha"] == 0 and settings["rlhf.llm_kd_weight"] == 0:
+        key = "rlhf.llm_kd_weight"
+        what = "rlhf.sft_alpha and rlhf.llm_kd_weight are both 0: nothing would be learnt"
+        settings.problem(key, what, "give one of them a weight, sft_alpha: 1.0 say")
+
+
+def beta_is_no_weight(settings: Settings) -> None:
+    """Close to 0 the divergence vanishes; at exactly 0 it is the full forward KL."""
+    if settings["rlhf.rlhf_type"] and settings.written("rlhf.beta") and settings["rlhf.beta"] == 0:
+        what = "rlhf.beta: exactly 0 is the full forward KL to the teacher, not none of it"
+        settings.note("rlhf.beta", what, "beta interpolates; for less anchoring lower llm_kd_weight, or write 0.1")
+
+
+def whose_text_is_trained_on(settings: Settings) -> None:
+    """Captions that are never seen, and sampling keys where nothing is sampled."""
+    if settings["rlhf.rlhf_type"] is None:
+        return
+    student, teacher = settings["rlhf.lmbda"], settings["rlhf.seq_kd"]
+    if student == 1:
+        what = "rlhf.lmbda: 1 trains on the student's own text alone, never on your captions"
+        settings.note("rlhf.lmbda", what, "write lmbda: 0.5 to train on both")
+    elif teacher and settings["rlhf.seq_kd_ratio"] == 1:
+        what = "rlhf.seq_kd replaces every caption of yours by the teacher's text: they are never trained on"
+        settings.note("rlhf.seq_kd", what, "write seq_kd_ratio: 0.5 beside it to train on both")
+    if not student and not teacher:
+        for key in filter(lambda name: settings.written(f"rlhf.{name}"), _SAMPLING):
+            what = f"rlhf.{key} has no effect: with lmbda 0 and no seq_kd nothing is sampled"
+            settings.note(f"rlhf.{key}", what, "take the line out")
+    if not teacher and settings.written("rlhf.seq_kd_ratio"):
+        settings.note("rlhf.seq_kd_ratio", "rlhf.seq_kd_ratio has no effect without seq_kd: true", "take the line out")
+    if student and settings["rlhf.llm_kd_weight"] == 0:
+        what = "rlhf.lmbda: with llm_kd_weight 0, steps on the student's own text have nothing to learn from it"
+        settings.note("rlhf.lmbda", what, "write lmbda: 0.0")
+
+
+def vision_terms_can_be_more_than_zero(settings: Settings) -> None:
+    """A term with nothing trainable at or before its output is always zero."""
+    if not settings["custom.visual_kd.enabled"]:
+        return
+    enabled = [name for name in _BEFORE if settings[f"custom.visual_kd.{name}.enabled"]]
+    if not enabled:
+        what = f"custom.visual_kd is enabled, but none of {', '.join(_BEFORE)} is"
+        settings.problem("custom.visual_kd.enabled", what, "write enabled: true for a component")
+        return
+    trained = trained_parts(settings)
+    zero = [name for name in enabled if not trained.intersection(_BEFORE[name])]
+    if zero == enabled:
+        what = "custom.visual_kd: every enabled term is always zero, since nothing trains in vision blocks or aligner"
+        do = "write freeze_aligner: false or freeze_vit: false under tuner, or visual_kd: {enabled: false}"
+        settings.problem("custom.visual_kd.enabled", what, do)
+        return
+    for name in zero:
+        what = f"custom.visual_kd.{name} is always zero: nothing trains at or before its output"
+        settings.note(f"custom.visual_kd.{name}.enabled", what, "write enabled: false")
+
+
+RULES = (
+    distillation_is_on,
+    something_is_weighted,
+    beta_is_no_weight,
+    whose_text_is_trained_on,
+    vision_terms_can_be_more_than_zero,
+)

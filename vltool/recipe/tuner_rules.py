@@ -1,0 +1,162 @@
+"""Rules on what trains: the tuner's own keys, names of modules, towers."""
+
+from __future__ import annotations
+
+import re
+
+from vltool.errors import nearest
+from vltool.recipe.modules import LISTS, Part, close_to, matched, named, part_of
+from vltool.recipe.settings import Settings, Undecided
+
+_ADAPTERS = ("lora", "longlora", "adalora", "boft", "fourierft", "vera")
+_LORAS = ("lora", "longlora", "adalora")
+_READ_BY: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("lora_rank", "use_dora", "lorap_lr_ratio"), ("lora", "longlora")),
+    (("lora_dtype", "target_parameters", "lora_ga_"), ("lora",)),
+    (("lora_alpha", "lora_dropout", "lora_bias", "use_rslora", "init_weights"), _LORAS),
+    (("target_modules", "target_regex", "modules_to_save"), _ADAPTERS),
+    *(((f"{name}_",), (name,)) for name in ("adalora", "boft", "vera", "llamapro", "adapter", "reft")),
+    (("fourier_",), ("fourierft",)),
+    (("freeze_parameters", "trainable_parameters"), ("full",)),
+)
+"""Keys of `tuner`, or how they begin, and the tuners that read them (ms-swift, pipelines/train/tuner.py)."""
+WORDS = ("all-linear", "all-embedding", "all-norm")
+"""ms-swift's words for modules by their class."""
+NO_TARGETS = ("^$", "")
+"""Target patterns that mean no module."""
+
+
+def keys_fit_the_tuner(settings: Settings) -> None:
+    """A key that the chosen tuner never reads would be ignored."""
+    tuner = settings["tuner.tuner_type"]
+    chosen = settings.where("tuner.tuner_type")
+    inherited = []
+    for key, readers in _tuner_keys(settings):
+        if tuner in readers:
+            continue
+        if settings.where(key).file == chosen.file or not settings.written("tuner.tuner_type"):
+            at = f" (at {chosen})" if settings.written("tuner.tuner_type") else ""
+            do = f"take the line out, or choose {' or '.join(readers)}"
+            settings.problem(key, f"{key} means nothing to tuner_type: {tuner}{at}", do)
+        else:
+            inherited.append(key.removeprefix("tuner."))
+    if inherited:
+        what = f"tuner.tuner_type: {tuner} does not read {', '.join(inherited)}"
+        at = ", ".join(dict.fromkeys(str(settings.where(f"tuner.{key}")) for key in inherited))
+        do = f"clear what is inherited ({at}): write {'; '.join(f'{key}: null' for key in inherited)}"
+        if tuner in ("full", "adalora", "boft", "fourierft"):
+            do = f"extend the overlay {tuner}, which clears what is inherited, in place of this line"
+        settings.problem("tuner.tuner_type", what, do)
+
+
+def _tuner_keys(settings: Settings) -> list[tuple[str, tuple[str, ...]]]:
+    """Written keys of `tuner` that some tuners do not read, and those that do."""
+    return [
+        (f"tuner.{key}", readers)
+        for key in settings.keys("tuner")
+        for names, readers in _READ_BY
+        if any(key == name or (name.endswith("_") and key.startswith(name)) for name in names)
+    ]
+
+
+def names_mean_modules(settings: Settings) -> None:
+    """Names that no module of Qwen3-VL has would leave something untrained."""
+    for key in ("target_modules", "modules_to_save"):
+        for name in settings[f"tuner.{key}"]:
+            if name in WORDS:
+                continue
+            if not (meant := named(name)):
+                guess = close_to(name) or nearest(name, WORDS)
+                do = f"did you mean {guess}?" if guess else "names are those of transformers, model.visual.merger say"
+                settings.problem(f"tuner.{key}", f"tuner.{key}: no module of Qwen3-VL is called {name}", do)
+            elif key == "modules_to_save" and set(meant) & set(LISTS):
+                what = f"tuner.{key}: {name} is a list of modules, which cannot be saved as one"
+                settings.problem(f"tuner.{key}", what, f"name its modules: {name}.0, {name}.1, {name}.2")
+
+
+def pattern_means_modules(settings: Settings) -> None:
+    """A pattern that is none, or that matches no linear module."""
+    regex = settings["tuner.target_regex"]
+    if regex is None or regex in NO_TARGETS:
+        return
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        settings.problem("tuner.target_regex", f"tuner.target_regex: {error}", "it is a Python regular expression")
+        return
+    if not any(matched(pattern)):
+        do = "it has to match full names, model.visual.blocks.0.attn.qkv say; ^$ is the pattern for none"
+        what = "tuner.target_regex matches no linear module of Qwen3-VL as a whole"
+        settings.problem("tuner.target_regex", what, do)
+
+
+def trained_parts(settings: Settings) -> set[Part]:
+    """The parts of the model in which something trains, by the recipe alone.
+
+    Raises Undecided for a target pattern that is none.
+    """
+    frozen = {
+        "vision": settings["tuner.freeze_vit"],
+        "aligner": settings["tuner.freeze_aligner"],
+        "deepstack": settings["tuner.freeze_aligner"],
+        "language": settings["tuner.freeze_llm"],
+    }
+    by_flags: set[Part] = {part for part in ("vision", "aligner", "deepstack", "language") if not frozen[part]}
+    if settings["tuner.tuner_type"] not in _ADAPTERS:
+        return by_flags
+    regex, targets = settings["tuner.target_regex"], settings["tuner.target_modules"]
+    if regex is not None:
+        adapted = {part_of(module) for module in ([] if regex in NO_TARGETS else matched(_compiled(regex)))}
+    elif "all-linear" in targets:
+        adapted = by_flags
+    else:
+        adapted = {part_of(module) for name in targets for module in named(name)}
+    return adapted | {part_of(module) for name in settings["tuner.modules_to_save"] for module in named(name)}
+
+
+def _compiled(regex: str) -> re.Pattern[str]:
+    try:
+        return re.compile(regex)
+    except re.error as error:
+        raise Undecided from error
+
+
+def something_trains(settings: Settings) -> None:
+    """Everything frozen."""
+    trained = trained_parts(settings)
+    words = {*settings["tuner.target_modules"], *settings["tuner.modules_to_save"]} & {"all-embedding", "all-norm"}
+    if not trained and not words:
+        what = "nothing would train: freeze_llm, freeze_vit and freeze_aligner freeze all that the tuner targets"
+        settings.problem("tuner.freeze_llm", what, "write false for what should train, or name it in modules_to_save")
+
+
+def vision_blocks_are_counted_where_they_train(settings: Settings) -> None:
+    """`last_vit_blocks` limits `freeze_vit: false` and nothing else."""
+    if settings["tuner.last_vit_blocks"] is None:
+        return
+    other = None
+    if settings["tuner.freeze_vit"]:
+        other = "freeze_vit"
+    elif settings["tuner.target_regex"] is not None and settings["tuner.tuner_type"] != "full":
+        other = "target_regex"
+    if other:
+        what = f"tuner.last_vit_blocks has no effect beside {other} ({settings.where(f'tuner.{other}')})"
+        do = "write freeze_vit: false" if other == "freeze_vit" else "say in the pattern which blocks train"
+        settings.problem("tuner.last_vit_blocks", what, f"{do}, or last_vit_blocks: null")
+
+
+def merging_needs_an_earlier_stage(settings: Settings) -> None:
+    """`merge_previous` says where the earlier stage's merged weights go."""
+    if settings["tuner.merge_previous"] is not None and settings["tuner.resume_from_checkpoint"] is None:
+        what = "tuner.merge_previous: there is no earlier stage to merge"
+        settings.problem("tuner.merge_previous", what, "name its checkpoint in tuner.resume_from_checkpoint")
+
+
+RULES = (
+    keys_fit_the_tuner,
+    names_mean_modules,
+    pattern_means_modules,
+    something_trains,
+    vision_blocks_are_counted_where_they_train,
+    merging_needs_an_earlier_stage,
+)
