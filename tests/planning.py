@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 
 import pytest
 
 from vltool.errors import InvalidInput
+from vltool.recipe.resolve import shipped_recipes
 from vltool.recipe.validate import load_recipe
 from vltool.run.plan import make_plan
 
 NOW = datetime(2031, 2, 3, 4, 5, 6, tzinfo=UTC)
+WHOLE = sorted(
+    name
+    for name, file in shipped_recipes().items()
+    if re.search("^(extends|global_max_length):", file.read_text(), re.MULTILINE)
+)
+"""Shipped recipes that can be run by themselves; the others are overlays."""
 
 
 def write_config(folder, *, depth=24, vocab_size=151936, model_type="qwen3_vl"):

@@ -37,6 +37,12 @@ class Problem:
     do: str = ""
     where: Where | None = None
 
+    def to_json(self) -> dict[str, str | int | None]:
+        """The problem as a flat JSON object; what is not known is null."""
+        where = self.where or Where("")
+        place = {"file": where.file or None, "line": where.line, "column": where.column}
+        return {"what": self.what, "do": self.do, **place}
+
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what
         return f"{head}\n  {self.do}" if self.do else head

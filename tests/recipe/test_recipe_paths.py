@@ -91,15 +91,19 @@ def test_a_parent_of_a_link_is_not_folded(sub: Path) -> None:
 )
 def test_prompts_come_from_text_files(sub: Path, written: str, read: str) -> None:
     (sub / "p.txt").write_bytes(written.encode())
-    recipe = _load(
-        sub,
-        "custom:\n  user_prompt: p.txt\n  system_prompt: Be brief.\ntemplate: {system: p.txt}".replace(
-            "\ntemplate", "\n  train_jsonl: /t\ntemplate"
-        ),
-    )
+    recipe = _load(sub, "custom:\n  user_prompt: p.txt\n  system_prompt: Be brief.")
     assert recipe.custom.user_prompt == read
     assert recipe.custom.system_prompt == "Be brief."
-    assert recipe.swift["template"]["system"] == read
+    assert _load(sub, "custom:\n  system_prompt: p.txt").custom.system_prompt == read
+
+
+def test_ms_swifts_own_system_prompt_points_to_ours(sub: Path) -> None:
+    (sub / "p.txt").write_text("Be brief.")
+    with pytest.raises(InvalidInput) as caught:
+        _load(sub, "custom: {train_jsonl: /t}\ntemplate: {system: p.txt}")
+    assert str(caught.value) == (
+        "sub/r.yaml:3:12: template.system has no effect in a recipe\n  write custom.system_prompt"
+    )
 
 
 def test_prompts_that_cannot_be_read_are_located(sub: Path) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from planning import WHOLE
 
 from vltool.recipe.load import load_file
 from vltool.recipe.render import to_yaml
-from vltool.recipe.resolve import shipped_recipes
+from vltool.recipe.resolve import file_of
 from vltool.recipe.schema import OWN, Recipe
 from vltool.recipe.validate import load_recipe
 
-RECIPES = sorted(shipped_recipes().keys() - {"smoke"})
 ENV = {
     "VLTOOL_MODEL": "/models/Qwen3 VL #4", "VLTOOL_TRAIN_JSONL": "/data/train.jsonl",
     "VLTOOL_VAL_JSONL": "/data/${val}.jsonl", "VLTOOL_STAGE1": "/runs/stage1", "VLTOOL_STAGE2": "/runs/true",
@@ -61,7 +61,7 @@ def _again(recipe: Recipe) -> Recipe:
     return again
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("overlays", [(), ("smoke",)], ids=["whole", "smoke"])
 def test_a_shipped_recipe_resolves_to_itself(name: str, overlays: tuple[str, ...]) -> None:
     recipe = load_recipe(name, overlays=overlays, env=ENV)
@@ -69,7 +69,7 @@ def test_a_shipped_recipe_resolves_to_itself(name: str, overlays: tuple[str, ...
     assert re.sub("#.*", "", to_yaml(again)) == re.sub("#.*", "", to_yaml(recipe)), "once more changes nothing"
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_each_line_names_the_line_that_wrote_it(name: str) -> None:
     recipe = load_recipe(name, env=ENV)
     leaves = [line for line in to_yaml(recipe).splitlines() if not line.endswith(":")]
@@ -78,7 +78,7 @@ def test_each_line_names_the_line_that_wrote_it(name: str) -> None:
         written, comment = line.rsplit("  # ", 1)
         key = written.strip().split(":")[0]
         file, number, column = comment.rsplit(":", 2)
-        source = Path(file).read_text().splitlines()[int(number) - 1]
+        source = file_of(file).read_text().splitlines()[int(number) - 1]
         assert key in source or source.strip().startswith("Find every object"), (line, source)
         assert source[int(column) - 1] != " "
     texts = " ".join(leaves)
@@ -91,7 +91,8 @@ def test_the_form_of_a_rendered_recipe() -> None:
     recipe = _load(
         "template: {max_length: 64}\n"
         "model: {model: /m}\n"
-        "training:\n  lr_scheduler_kwargs: {min_lr: 1e-6, note: 'true'}\n  some: [1, a, {b: null}]\n"
+        "training:\n  lr_scheduler_kwargs: {power: 1e-6, note: 'true', some: [1, a, {b: null}]}\n"
+        "  label_names: [a, 'true']\n"
         'custom:\n  train_jsonl: /t.jsonl\n  user_prompt: |\n    two\n    lines: "#"\n'
         "launch:\n  env: {A: '1'}\n"
     )
@@ -100,10 +101,11 @@ def test_the_form_of_a_rendered_recipe() -> None:
         "model:\n"
         "  model: /m  # written.yaml:2:16\n"
         "training:\n"
+        '  label_names: [a, "true"]  # written.yaml:5:3\n'
         "  lr_scheduler_kwargs:\n"
-        "    min_lr: 1e-06  # written.yaml:4:33\n"
-        '    note: "true"  # written.yaml:4:45\n'
-        "  some: [1, a, {b: null}]  # written.yaml:5:3\n"
+        "    power: 1e-06  # written.yaml:4:32\n"
+        '    note: "true"  # written.yaml:4:44\n'
+        "    some: [1, a, {b: null}]  # written.yaml:4:52\n"
         "launch:\n"
         "  env:\n"
         '    A: "1"  # written.yaml:12:12\n'
@@ -135,12 +137,19 @@ def test_nasty_texts_come_back(text: str) -> None:
     # `escape` writes `$${`, so that this is a text and no variable.
     document = MINIMAL | {
         "custom": {"train_jsonl": "/t.jsonl", "user_prompt": text.replace("${", "$${")},
-        "training": {"listed": [text.replace("${", "$${"), {"inner": text.replace("${", "$${")}]},
+        "training": {
+            "label_names": [text.replace("${", "$${")],
+            "lr_scheduler_kwargs": {"listed": [text.replace("${", "$${"), {"inner": text.replace("${", "$${")}]},
+        },
         "launch": {"env": {text: text.replace("${", "$${")}},
     }
     recipe = _load(document)
     assert recipe.custom.user_prompt == text
     assert recipe.launch.env == {text: text}
+    assert recipe.swift["training"] == {
+        "label_names": [text],
+        "lr_scheduler_kwargs": {"listed": [text, {"inner": text}]},
+    }
     _again(recipe)
 
 
@@ -167,7 +176,7 @@ def test_any_environment_comes_back(env: dict[str, str]) -> None:
 
 
 PLAIN = st.recursive(
-    st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False)
+    st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
     | TEXTS.map(lambda text: text.replace("${", "")),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
@@ -177,17 +186,19 @@ PLAIN = st.recursive(
 @given(value=PLAIN)
 @SHORT
 def test_any_value_of_ms_swifts_comes_back(value: Any) -> None:
-    _again(_load(MINIMAL | {"training": {"anything": value}}))
+    recipe = _load(MINIMAL | {"training": {"lr_scheduler_kwargs": {"anything": value}}})
+    assert recipe.swift["training"] == {"lr_scheduler_kwargs": {"anything": value}}
+    _again(recipe)
 
 
 @pytest.mark.parametrize(
     "line",
     [
         "deepspeed: {config: {}}", "custom: {augmentation: {curriculum: {}}}", "custom: {visual_kd: {}}",
-        "custom: {augmentation: {ops: []}}", "custom: {augmentation: {ops: [{name: a, params: {}}]}}",
-        "launch: {env: {}}", "training: {lr_scheduler_kwargs: {}}", "training: {max_length: 64}", "model: {x: .nan}",
-        "training: {x: [.inf, -.inf]}", "rlhf: {rlhf_type: gkd, beta: 1, eval_kd_batches: all}",
-        "tuner: {target_modules: []}",
+        "custom: {augmentation: {ops: []}}", "custom: {augmentation: {ops: [{name: hflip, params: {}}]}}",
+        "launch: {env: {}}", "training: {lr_scheduler_kwargs: {}}", "template: {max_length: 64}",
+        "custom: {augmentation: {curriculum: {x: .nan}}}", "deepspeed: {config: {x: [.inf, -.inf]}}", "rlhf: {rlhf_type: gkd, beta: 1, eval_kd_batches: all}",
+        "tuner: {target_modules: [], modules_to_save: [lm_head]}",
         "deepspeed: {enabled: true, config: {}}", "custom: {visual_kd: {vit: {weight: 0.5}}}",
         "training: {output_dir: .}",
         "deepspeed: {config: zero2}", "training: {resume_from_checkpoint: auto}", "tuner: {train_type: full}",

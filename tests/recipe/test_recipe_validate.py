@@ -9,7 +9,7 @@ import pytest
 
 from vltool.errors import InvalidInput, Where
 from vltool.recipe.resolve import resolve
-from vltool.recipe.schema import FeatureTerm, Recipe
+from vltool.recipe.schema import AugmentOp, FeatureTerm, Recipe
 from vltool.recipe.validate import load_recipe, validate
 
 MINIMAL = "global_max_length: 64\nmodel: {model: /m}\ncustom:\n  train_jsonl: /t.jsonl\n"
@@ -49,8 +49,8 @@ def test_a_minimal_recipe_is_the_defaults() -> None:
 def test_keys_go_to_their_owner() -> None:
     recipe = _load(
         MINIMAL
-        + "tuner: {lora_rank: 8, freeze_llm: true, modules_to_save: [a, b]}\n"
-        + "training: {learning_rate: 1e-4, lr_scheduler_kwargs: {min_lr: 1e-6}, packing: true, some_list: [1, 2.5]}\n"
+        + "tuner: {lora_rank: 8, freeze_llm: true, modules_to_save: [lm_head, merger.norm]}\n"
+        + "training: {learning_rate: 1e-4, lr_scheduler_kwargs: {power: [1, 2.5]}, packing: true, callbacks: [a]}\n"
         + "rlhf: {rlhf_type: gkd, beta: 1, eval_kd_batches: all}\n"
         + "launch: {nproc_per_node: auto, env: {A: '1'}}\n"
         + "deepspeed: {enabled: true, config: {zero: {stage: 2}}}\n"
@@ -58,11 +58,11 @@ def test_keys_go_to_their_owner() -> None:
     assert recipe.swift["tuner"] == {"lora_rank": 8}
     assert recipe.swift["training"] == {
         "learning_rate": 1e-4,
-        "lr_scheduler_kwargs": {"min_lr": 1e-6},
-        "some_list": [1, 2.5],
+        "lr_scheduler_kwargs": {"power": [1, 2.5]},
+        "callbacks": ["a"],
     }
     assert recipe.tuner.freeze_llm
-    assert recipe.tuner.modules_to_save == ("a", "b")
+    assert recipe.tuner.modules_to_save == ("lm_head", "merger.norm")
     assert recipe.training.packing
     assert type(recipe.rlhf.beta) is float
     assert recipe.rlhf.eval_kd_batches == "all"
@@ -75,19 +75,23 @@ def test_nested_settings_arrive_typed() -> None:
     recipe = _load(
         MINIMAL
         + "  visual_kd: {enabled: true, aligner: {enabled: true, weight: 1}}\n"
-        + "  augmentation: {enabled: true, ops: [{name: hflip, params: {prob: 0.5}}]}\n"
+        + "  augmentation: {enabled: true, ops: [{name: hflip, params: {prob: 0.5}}, {name: clahe}]}\n"
+        + "rlhf: {rlhf_type: gkd}\ntuner: {freeze_aligner: false}\n"
     )
     assert recipe.custom.visual_kd.aligner == FeatureTerm(enabled=True, weight=1.0)
-    assert recipe.custom.augmentation.ops == ({"name": "hflip", "params": {"prob": 0.5}},)
+    assert recipe.custom.augmentation.ops == (
+        AugmentOp(name="hflip", params={"prob": 0.5}),
+        AugmentOp(name="clahe"),
+    )
 
 
 def test_every_value_knows_where_it_was_written() -> None:
     Path("base.yaml").write_text(MINIMAL)
-    recipe = _load("extends: base.yaml\ncustom:\n  visual_kd:\n    vit:\n      weight: 0.5\ntuner:\n  x:\n  - 1\n")
+    recipe = _load("extends: base.yaml\ncustom:\n  visual_kd:\n    vit:\n      weight: 0.5\ntuner:\n  target_modules:\n  - q_proj\n")
     assert recipe.where("custom.train_jsonl") == Where("base.yaml", 4, 16)
     assert recipe.where("custom.visual_kd.vit.weight") == Where("r.yaml", 5, 15)
     assert recipe.where("custom.visual_kd.vit") == Where("r.yaml", 4, 5)
-    assert recipe.where("tuner.x") == Where("r.yaml", 7, 3)
+    assert recipe.where("tuner.target_modules") == Where("r.yaml", 7, 3)
     assert recipe.where("template.max_length") == Where("base.yaml", 1, 20)
     assert recipe.where("custom.emit_norm") == Where("r.yaml")
 
@@ -163,7 +167,37 @@ def test_every_value_knows_where_it_was_written() -> None:
         ("  user_prompt: [a]", "5:16: custom.user_prompt: a list is not text", ""),
         ("  visual_kd: {vit: {weight: x}}", "5:29: custom.visual_kd.vit.weight: 'x' is not a number of at least 0", ""),
         ("  visual_kd: {vit: 3}", "5:20: custom.visual_kd.vit: 3 is not a mapping", ""),
-        ("  augmentation: {ops: [{name: a}, hflip]}", "5:35: custom.augmentation.ops[1]: 'hflip' is not a mapping", ""),
+        (
+            "  augmentation: {ops: [{name: vflip}, hflip]}",
+            "5:39: custom.augmentation.ops[1]: 'hflip' is not a mapping",
+            "",
+        ),
+        (
+            "  augmentation: {ops: [{name: hflop}]}",
+            "5:31: custom.augmentation.ops[0].name: 'hflop' is not one of hflip, vflip, ",
+            "",
+        ),
+        ("  augmentation: {ops: [{params: {}}]}", "5:24: custom.augmentation.ops[0].name is missing", ""),
+        (
+            "  augmentation: {ops: [{name: hflip, prams: {}}]}",
+            "5:38: unknown key custom.augmentation.ops[0].prams",
+            "did you mean params?",
+        ),
+        ("tuner: {tuner_type: lara}", "5:21: tuner.tuner_type: 'lara' is not one of lora, full, ", ""),
+        ("training: {anything: 1}", "5:12: unknown key training.anything", "neither vltool nor ms-swift has it; "),
+        ("training: {lerning_rate: 1}", "5:12: unknown key training.lerning_rate", "did you mean learning_rate?"),
+        ("training: {lora_rnak: 1}", "5:12: unknown key training.lora_rnak", "did you mean tuner.lora_rank?"),
+        ("training: {lora_rank: 1}", "5:12: unknown key training.lora_rank", "it belongs in tuner"),
+        ("rlhf: {lora_rank: 1}", "5:8: unknown key rlhf.lora_rank", "it belongs in tuner"),
+        ("rlhf: {cpo_alpha: 1}", "5:8: unknown key rlhf.cpo_alpha", "vltool's distillation has no use for this key"),
+        ("training: {learning_rate: fast}", "5:27: training.learning_rate: 'fast' is not a number", ""),
+        ("training: {callbacks: a}", "5:23: training.callbacks: 'a' is not a list", "write callbacks: [a]"),
+        ("training: {seed: 1.5}", "5:18: training.seed: 1.5 is not a whole number", ""),
+        (
+            "training: {eval_strategy: step}",
+            "5:27: training.eval_strategy: 'step' is not one of no, steps, epoch",
+            "did you mean steps?",
+        ),
         (
             "tuner: {target_modules: all-linear}",
             "5:25: tuner.target_modules: 'all-linear' is not a list",
@@ -177,8 +211,8 @@ def test_every_value_knows_where_it_was_written() -> None:
             "write 8, or '08' in quotes if it is text",
         ),
         (
-            "training: {x: {y: [-007]}}",
-            "5:20: training.x.y[0]: -007 begins with a zero, which some read as octal",
+            "training: {lr_scheduler_kwargs: {y: [-007]}}",
+            "5:38: training.lr_scheduler_kwargs.y[0]: -007 begins with a zero, which some read as octal",
             "write -7, or '-007' in quotes if it is text",
         ),
         (
@@ -271,7 +305,9 @@ class TestOlderSpellings:
         assert "tuner_type" in recipe.notes[0].what
 
     def test_the_old_name_wins_over_the_new_one_of_its_base(self) -> None:
-        assert _load("extends: base\n" + MINIMAL + "tuner: {train_type: full}\n").tuner.tuner_type == "full"
+        Path("base.yaml").write_text(MINIMAL + "tuner: {tuner_type: lora}\n")
+        assert _load("extends: base.yaml\ntuner: {train_type: full}\n").tuner.tuner_type == "full"
+        assert _load("extends: base.yaml\ntuner: {sft_type: full}\n").tuner.tuner_type == "full"
 
     def test_both_may_agree_but_not_differ(self) -> None:
         assert _load(MINIMAL + "tuner: {train_type: full, tuner_type: full}\n").tuner.tuner_type == "full"

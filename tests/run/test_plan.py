@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from planning import NOW, House, write_checkpoint, write_config
+from planning import NOW, WHOLE, House, write_checkpoint, write_config
 
 from vltool.recipe.resolve import shipped_recipes
 from vltool.recipe.schema import OWN

@@ -19,7 +19,8 @@ INTERRUPTED = 130
 def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
     """Show a VltoolError as its problems and leave with its exit code; 130 for Ctrl-C.
 
-    What the command returns is its exit code; None is 0.
+    Under `--json` (`as_json`) the problems are a document on stdout too. What the command returns is its
+    exit code; None is 0.
     """
 
     @functools.wraps(command)
@@ -29,6 +30,9 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
         except VltoolError as error:
             Output().error(error)
             code = error.exit_code
+            if kwargs.get("as_json"):
+                problems = [problem.to_json() for problem in error.problems]
+                Output().print_json({"exit_code": code, "problems": problems})
         except KeyboardInterrupt:
             Output().note("interrupted")
             code = INTERRUPTED

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vltool.cli.guard import guarded
-from vltool.cli.output import Output, RunReporter
+from vltool.cli.output import Output
+from vltool.cli.reporter import RunReporter
 
 if TYPE_CHECKING:
     from vltool.audit.run_rules import Verdict

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from vltool.cli.guard import guarded
-from vltool.cli.output import Output, RunReporter
+from vltool.cli.output import Output
+from vltool.cli.reporter import RunReporter
 
 
 @guarded

@@ -1,4 +1,4 @@
-"""A resolved recipe as YAML, each line with the place that it came from."""
+"""A resolved recipe as YAML, each line with the place that it came from; its values by key; two compared."""
 
 from __future__ import annotations
 
@@ -6,28 +6,89 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from vltool.errors import Where
 from vltool.recipe.scalars import read_plain
 from vltool.recipe.schema import OWN, SECTIONS, Recipe
+from vltool.recipe.swift_keys import swift_table
 from vltool.recipe.variables import escape
 
+WIDTH = 100
+"""Longest line of a text that has spaces to break it at."""
+_COMMENTS_FROM, _COMMENTS_TO = 24, 48
+"""Columns between which the comments of a document line up."""
 _BARE = re.compile(r"[A-Za-z/][\w./-]*")
 """Texts that need no quotes, unless they read as something else (`true`, `null`)."""
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 """Characters that JSON may leave alone, and at which YAML would break a line or stumble."""
+_PIECE = re.compile(r"[^ ]+ *| +")
 
 
-def to_yaml(recipe: Recipe) -> str:
+def to_yaml(recipe: Recipe, *, provenance: bool = True) -> str:
     """The recipe as one document that needs no other file: what was written, paths absolute, texts read in.
 
-    Each line ends with a comment that names its origin. The document resolves to the same recipe.
+    With provenance, each line ends with a comment that names its origin. The document resolves to the same recipe.
     """
+    return _document(_lines(document(recipe), recipe.origins if provenance else {}, "", ""))
+
+
+def arguments_to_yaml(arguments: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """ms-swift's arguments as a document, each line with its origin; none is one that vltool adds."""
+    return _document((f"{name}: {one_line(value)}", origins.get(name, "vltool")) for name, value in arguments.items())
+
+
+def document(recipe: Recipe) -> dict[str, Any]:
+    """What was written, section by section, as one tree; defaults are left out, so that they stay defaults."""
     top: dict[str, Any] = {"global_max_length": recipe.global_max_length}
-    top |= {section: values for section in SECTIONS if (values := _section(recipe, section))}
-    return "\n".join(_lines(top, recipe, "", "")) + "\n"
+    return top | {section: values for section in SECTIONS if (values := _section(recipe, section))}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A key at which two recipes come to different values; no place means a default."""
+
+    key: str
+    left: Any
+    left_where: Where | None
+    right: Any
+    right_where: Where | None
+
+
+def differences(left: Recipe, right: Recipe) -> list[Difference]:
+    """Where two recipes differ, in the order of sections and keys; what equals a default equals its absence."""
+    ours, theirs = _leaves(document(left), ""), _leaves(document(right), "")
+    order = {section: at for at, section in enumerate(SECTIONS)}
+    keys = sorted({*ours, *theirs}, key=lambda key: (order.get(key.split(".")[0], -1), key))
+    found = []
+    for key in keys:
+        mine, other = (values[key] if key in values else _default(key) for values in (ours, theirs))
+        if mine != other:
+            found.append(Difference(key, mine, left.origins.get(key), other, right.origins.get(key)))
+    return found
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            leaves |= _leaves(value, f"{prefix}{name}.")
+        else:
+            leaves[prefix + name] = value
+    return leaves
+
+
+def _default(key: str) -> Any:
+    section, _, rest = key.partition(".")
+    node: Any = msgspec.to_builtins(OWN[section]()) if section in OWN else {}
+    for part in rest.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    if node is None and (swift := swift_table().keys.get(rest)) and swift.section == section:
+        return swift.default
+    return node
 
 
 def _section(recipe: Recipe, section: str) -> dict[str, Any]:
@@ -42,7 +103,7 @@ def _section(recipe: Recipe, section: str) -> dict[str, Any]:
 
 
 def _written(values: Mapping[str, Any], recipe: Recipe, prefix: str) -> dict[str, Any]:
-    """Those values that some file wrote; defaults are left out, so that they stay defaults."""
+    """Those values that some file wrote."""
     kept: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}.{name}"
@@ -53,29 +114,59 @@ def _written(values: Mapping[str, Any], recipe: Recipe, prefix: str) -> dict[str
     return kept
 
 
-def _lines(values: Mapping[str, Any], recipe: Recipe, prefix: str, indent: str) -> Iterator[str]:
+Line = tuple[str, str]
+"""A line, and the comment that it ends with."""
+
+
+def _lines(values: Mapping[str, Any], origins: Mapping[str, Where], prefix: str, indent: str) -> Iterator[Line]:
     for name, value in values.items():
         key = f"{prefix}{name}"
         if isinstance(value, dict) and value:
-            yield f"{indent}{_quoted(name)}:"
-            yield from _lines(value, recipe, f"{key}.", indent + "  ")
-        else:
-            # The length may have been written as template.max_length.
-            where = recipe.origins.get(key) or recipe.origins.get("template.max_length" if not indent else key)
-            yield f"{indent}{_quoted(name)}: {_leaf(value)}" + (f"  # {_printable(str(where))}" if where else "")
+            yield f"{indent}{_quoted(name)}:", ""
+            yield from _lines(value, origins, f"{key}.", indent + "  ")
+            continue
+        # The length may have been written as template.max_length.
+        where = origins.get(key) or origins.get("template.max_length" if not indent else key)
+        text = f"{indent}{_quoted(name)}: {one_line(value)}"
+        *before, last = _broken(text, indent + "    ") if isinstance(value, str) and len(text) > WIDTH else [text]
+        yield from ((line, "") for line in before)
+        yield last, str(where or "")
 
 
-def _leaf(value: Any) -> str:
+def _broken(line: str, indent: str) -> Iterator[str]:
+    r"""A line that ends in a quoted text, broken after spaces inside it; `\\` joins a line to the next."""
+    begun = line.index('"') + 1
+    start = line[:begun]
+    for piece in _PIECE.findall(line[begun:]):
+        if len(start) + len(piece) >= WIDTH and start.strip(' "'):
+            yield f"{start}\\"
+            start = indent
+        start += piece
+    yield start
+
+
+def _document(lines: Iterator[Line]) -> str:
+    rows = list(lines)
+    commented = [len(text) for text, comment in rows if comment and len(text) < _COMMENTS_TO]
+    column = max([_COMMENTS_FROM, *commented])
+    return "".join(
+        f"{text.ljust(column)}  # {_printable(comment)}\n" if comment else f"{text}\n" for text, comment in rows
+    )
+
+
+def one_line(value: Any) -> str:
     """A value on one line; JSON is YAML."""
     if isinstance(value, str):
         return _quoted(escape(value))
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_leaf(item) for item in value)}]"
+        return f"[{', '.join(one_line(item) for item in value)}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{_quoted(name)}: {_leaf(item)}' for name, item in value.items())}}}"
+        return f"{{{', '.join(f'{_quoted(name)}: {one_line(item)}' for name, item in value.items())}}}"
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value}".replace("inf", ".inf").replace("nan", ".nan")
-    return json.dumps(value)
+    text = json.dumps(value)
+    # YAML 1.1, which other tools read, takes 5e-05 for a text.
+    return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
 
 
 def _quoted(text: str) -> str:

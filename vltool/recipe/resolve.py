@@ -29,6 +29,10 @@ class Resolved:
     """File, as places name it -> the folder that its relative paths start from."""
     tree: MapNode
     notes: tuple[Problem, ...]
+    broken: tuple[Problem, ...] = ()
+    """What is wrong with the files; the tree lacks what they would have added."""
+    unset: tuple[Problem, ...] = ()
+    """Variables that are not set."""
 
 
 @cache
@@ -95,35 +99,42 @@ def resolve(
     recipe, base_config, overlays: paths or bare names. env: by default the process's environment.
     Raises InvalidInput with the problems of all files, or with those of all variables.
     """
-    resolved, unset = resolve_files(recipe, base_config=base_config, overlays=overlays, env=env)
-    if unset:
-        raise InvalidInput(unset)
+    resolved = resolve_files(recipe, base_config=base_config, overlays=overlays, env=env)
+    if problems := resolved.broken or resolved.unset:
+        raise InvalidInput(problems)
     return resolved
 
 
 def resolve_files(
     recipe: str, *, base_config: str | None, overlays: Sequence[str], env: Mapping[str, str] | None
-) -> tuple[Resolved, list[Problem]]:
-    """As `resolve`, but problems with variables are handed over, so that they can be told with those of the keys.
+) -> Resolved:
+    """As `resolve`, but problems of files and variables are handed over, to be told with those of the keys.
 
-    The texts that they stand in are left as they were written.
+    Texts with an unset variable are left as they were written. Raises InvalidInput when the recipe itself is not found.
     """
     environment = os.environ if env is None else env
     reader = _Reader(environment)
     under = [] if base_config is None else [base_config]
     paths = [reader.find(name, None, None) for name in (*under, recipe, *overlays)]
+    own = paths[len(under)]
     beneath = [file for path in paths[: len(under)] if path for file in reader.order(path)]
     above = list(dict.fromkeys(file for path in paths[len(under) :] if path for file in reader.order(path)))
-    tree = reader.merged([*beneath, *above])
-    if reader.problems:
+    if own is None:
         raise InvalidInput(reader.problems)
+    tree = reader.merged([*beneath, *above])
     unset: list[Problem] = []
     replaced = substitute(tree, environment, "", unset)
-    own = paths[len(under)]
-    assert own, "a recipe that was not found is a problem"
     assert isinstance(replaced, MapNode)
-    files = tuple(dict.fromkeys(_shown(file) for file in (*beneath, *above)))
-    return Resolved(own.stem, _shown(own), files, reader.folders, _without_nulls(replaced), tuple(reader.notes)), unset
+    return Resolved(
+        name=own.stem,
+        file=_shown(own),
+        files=tuple(dict.fromkeys(_shown(file) for file in (*beneath, *above))),
+        folders=reader.folders,
+        tree=_without_nulls(replaced),
+        notes=tuple(reader.notes),
+        broken=tuple(reader.problems),
+        unset=tuple(unset),
+    )
 
 
 class _Reader:

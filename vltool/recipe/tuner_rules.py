@@ -62,16 +62,17 @@ def _tuner_keys(settings: Settings) -> list[tuple[str, tuple[str, ...]]]:
 def names_mean_modules(settings: Settings) -> None:
     """Names that no module of Qwen3-VL has would leave something untrained."""
     for key in ("target_modules", "modules_to_save"):
-        for name in settings[f"tuner.{key}"]:
+        for at, name in enumerate(settings[f"tuner.{key}"]):
             if name in WORDS:
                 continue
+            item = f"tuner.{key}[{at}]"
             if not (meant := named(name)):
                 guess = close_to(name) or nearest(name, WORDS)
                 do = f"did you mean {guess}?" if guess else "names are those of transformers, model.visual.merger say"
-                settings.problem(f"tuner.{key}", f"tuner.{key}: no module of Qwen3-VL is called {name}", do)
+                settings.problem(item, f"tuner.{key}: no module of Qwen3-VL is called {name}", do)
             elif key == "modules_to_save" and set(meant) & set(LISTS):
                 what = f"tuner.{key}: {name} is a list of modules, which cannot be saved as one"
-                settings.problem(f"tuner.{key}", what, f"name its modules: {name}.0, {name}.1, {name}.2")
+                settings.problem(item, what, f"name its modules: {name}.0, {name}.1, {name}.2")
 
 
 def pattern_means_modules(settings: Settings) -> None:
@@ -152,6 +153,14 @@ def merging_needs_an_earlier_stage(settings: Settings) -> None:
         settings.problem("tuner.merge_previous", what, "name its checkpoint in tuner.resume_from_checkpoint")
 
 
+def copies_can_be_merged(settings: Settings) -> None:
+    """peft cannot merge these adapters when they carry copies of modules."""
+    tuner = settings["tuner.tuner_type"]
+    if tuner in ("boft", "fourierft") and settings["tuner.modules_to_save"]:
+        what = f"tuner.modules_to_save: beside {tuner} it trains and reloads, but cannot be merged into the base"
+        settings.note("tuner.modules_to_save", what, "serve it as an adapter, or choose lora, dora or adalora")
+
+
 RULES = (
     keys_fit_the_tuner,
     names_mean_modules,
@@ -159,4 +168,5 @@ RULES = (
     something_trains,
     vision_blocks_are_counted_where_they_train,
     merging_needs_an_earlier_stage,
+    copies_can_be_merged,
 )

@@ -14,7 +14,7 @@ from msgspec import inspect as types
 from vltool.errors import InvalidInput, Problem, Where, nearest
 from vltool.recipe import distillation_rules, training_rules, tuner_rules
 from vltool.recipe.convert import convert, suggest
-from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode
+from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode, SeqNode
 from vltool.recipe.paths import anchor_paths
 from vltool.recipe.resolve import Resolved, resolve_files
 from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, TOP_LEVEL, Positive, Recipe
@@ -42,9 +42,8 @@ def load_recipe(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
 ) -> Recipe:
-    """Resolve a recipe (see `resolve`) and validate it (see `validate`); unset variables are told with the rest."""
-    resolved, unset = resolve_files(recipe, base_config=base_config, overlays=overlays, env=env)
-    return _validate(resolved, cwd or Path.cwd(), unset)
+    """Resolve a recipe (see `resolve`) and validate it (see `validate`); all problems are told together."""
+    return validate(resolve_files(recipe, base_config=base_config, overlays=overlays, env=env), cwd=cwd)
 
 
 def validate(resolved: Resolved, *, cwd: Path | None = None) -> Recipe:
@@ -53,21 +52,20 @@ def validate(resolved: Resolved, *, cwd: Path | None = None) -> Recipe:
     cwd: where relative paths begin that environment variables hold.
     Raises InvalidInput with every problem: those of the recipe itself first, each file's by line.
     """
-    return _validate(resolved, cwd or Path.cwd(), [])
-
-
-def _validate(resolved: Resolved, cwd: Path, unset: list[Problem]) -> Recipe:
-    check = _Check(resolved, cwd)
+    check = _Check(resolved, cwd or Path.cwd())
     check.sections()
-    length = check.length()
     settings = check.settings()
-    for rule in (*tuner_rules.RULES, *training_rules.RULES, *distillation_rules.RULES):
-        with suppress(Undecided):
-            rule(settings)
+    length = 0
+    # What a broken file would have said is no mistake of the others.
+    if not resolved.broken:
+        length = check.length()
+        for rule in (*tuner_rules.RULES, *training_rules.RULES, *distillation_rules.RULES):
+            with suppress(Undecided):
+                rule(settings)
     # A text whose variable is missing may be no path and no number; that is not a second mistake.
-    told = {problem.where for problem in unset}
-    found = (*check.problems, *settings.problems)
-    problems = [*unset, *(problem for problem in found if problem.where not in told)]
+    told = {problem.where for problem in resolved.unset}
+    found = (problem for problem in (*check.problems, *settings.problems) if problem.where not in told)
+    problems = [*resolved.broken, *resolved.unset, *found]
     if problems:
         raise InvalidInput(sorted(problems, key=lambda problem: _order(resolved, problem.where)))
     check.drop_placeholder()
@@ -238,9 +236,11 @@ def _nearest_anywhere(key: str) -> str:
 
 
 def _note_origins(tree: MapNode, prefix: str, origins: dict[str, Where]) -> None:
-    """Scalars stand where they begin, mappings and lists at their key."""
+    """Scalars and items of lists stand where they begin, mappings and lists at their key."""
     for key, node in tree.entries:
         dotted = prefix + key.name
         origins[dotted] = node.where if isinstance(node, ScalarNode) else key.where
         if isinstance(node, MapNode):
             _note_origins(node, f"{dotted}.", origins)
+        elif isinstance(node, SeqNode):
+            origins |= {f"{dotted}[{at}]": item.where for at, item in enumerate(node.items)}
