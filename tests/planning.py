@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,30 @@ WHOLE = sorted(
     if re.search("^(extends|global_max_length):", file.read_text(), re.MULTILINE)
 )
 """Shipped recipes that can be run by themselves; the others are overlays."""
+
+
+MINIMAL = "global_max_length: 64\nmodel: {model: /m}\ncustom:\n  train_jsonl: /t.jsonl\n"
+"""A recipe in four lines; whatever a test adds begins in line 5, inside `custom` where it is indented."""
+
+
+def written(text, env=()):
+    """The recipe of a text, in r.yaml in the working directory."""
+    Path("r.yaml").write_text(text)
+    return load_recipe("r.yaml", env=dict(env))
+
+
+def problems_of(text, env=()):
+    """Its problems, as its user reads them; none when it loads."""
+    try:
+        written(text, env)
+    except InvalidInput as error:
+        return [str(problem) for problem in error.problems]
+    return []
+
+
+def notes_of(text, env=()):
+    """The notes of a recipe that loads, as its user reads them."""
+    return [str(note) for note in written(text, env).notes]
 
 
 def write_config(folder, *, depth=24, vocab_size=151936, model_type="qwen3_vl"):

@@ -62,6 +62,9 @@ def table() -> dict[str, Any]:
     for name, field in sorted(fields.items()):
         cls = SftArguments if name in sft else RLHFArguments
         kinds, literals = _kinds(hints[name])
+        if name.endswith("_kwargs"):
+            # JSON as text is for the command line; a recipe has mappings.
+            kinds = [kind for kind in kinds if kind != "str"]
         entry: dict[str, Any] = {
             "section": _section(name, cls) if name in sft else "rlhf",
             "type": kinds,
@@ -75,6 +78,7 @@ def table() -> dict[str, Any]:
     return {
         "ms_swift": version("ms-swift"),
         "transformers": version("transformers"),
+        "schedules": _schedules(),
         "renamed": history["renamed"],
         "gone": history["gone"],
         "keys": keys,
@@ -99,13 +103,28 @@ def to_json(document: dict[str, Any]) -> str:
 def _known_choices() -> dict[str, list[Any]]:
     """Choices of keys that ms-swift declares as text and looks up in a table of its own."""
     from swift.optimizers import optimizers_map
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
     from transformers.trainer_utils import IntervalStrategy, SchedulerType
 
     return {
+        "report_to": sorted({*INTEGRATION_TO_CALLBACK, "all", "none"}),
         "eval_strategy": [item.value for item in IntervalStrategy],
         "lr_scheduler_type": [item.value for item in SchedulerType],
         "optimizer": sorted(optimizers_map),
     }
+
+
+def _schedules() -> dict[str, list[str] | None]:
+    """Schedule of the learning rate -> what it takes from `lr_scheduler_kwargs`; null for anything."""
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+    given = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    taken: dict[str, list[str] | None] = {}
+    for schedule, make in TYPE_TO_SCHEDULER_FUNCTION.items():
+        parameters = inspect.signature(make).parameters.values()
+        is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        taken[schedule.value] = None if is_open else [one.name for one in parameters if one.name not in given]
+    return taken
 
 
 def _section(name: str, cls: type) -> str:
@@ -126,13 +145,13 @@ def _kinds(hint: Any) -> tuple[list[str], list[Any]]:
     if origin is typing.Literal:
         return _of_values([value for value in inner if value is not None])
     if origin in (typing.Union, types.UnionType):
-        kinds: list[str] = []
-        literals: list[Any] = []
-        for option in inner:
-            more, values = _kinds(option)
-            kinds += [kind for kind in more if kind not in kinds]
-            literals += values
-        return kinds, literals
+        options = [_kinds(option) for option in inner]
+        literals = [value for _, values in options for value in values]
+        listed = {kind for kinds, values in options if values for kind in kinds}
+        # Beside an enumeration `str` means its names; beside `Literal[False]` it means any text.
+        if any(kind not in listed for kinds, values in options if not values for kind in kinds):
+            literals = []
+        return list(dict.fromkeys(kind for kinds, _ in options for kind in kinds)), literals
     if origin in (list, dict):
         return [f"{origin.__name__}[{', '.join(_kinds(item)[0][0] for item in inner)}]"], []
     if inspect.isclass(hint) and issubclass(hint, enum.Enum):

@@ -81,7 +81,15 @@ class MissingOnHost(VltoolError):
     exit_code = 3
 
 
-def nearest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that `word` was most likely meant to be, or None if none is close."""
-    matches = get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return matches[0] if matches else None
+def nearest(word: str, choices: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The choice that `word` was most likely meant to be, or None if none is close.
+
+    cutoff: how alike they have to be, from 0 to 1 (difflib's ratio); a choice that begins as the word does is
+    close as well, unless more than that is asked for.
+    """
+    known = list(choices)
+    if matches := get_close_matches(word, known, n=1, cutoff=cutoff):
+        return matches[0]
+    if len(word) < 4 or cutoff > 0.6:
+        return None
+    return min((choice for choice in known if choice.startswith(word[: max(4, len(word) - 2)])), key=len, default=None)

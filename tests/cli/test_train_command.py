@@ -12,32 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from vltool.cli.app import main
-
 CONFIG = {
     "model_type": "qwen3_vl",
     "vision_config": {"depth": 24, "deepstack_visual_indexes": [5, 11, 17], "patch_size": 16, "spatial_merge_size": 2},
     "text_config": {"num_hidden_layers": 36, "hidden_size": 2560, "vocab_size": 151936},
     "tie_word_embeddings": True,
 }
-
-
-@pytest.fixture
-def vltool(capsys, monkeypatch, tmp_path):
-    """Runs the command line in this process and an empty folder; returns exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith("VLTOOL_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vltool", *arguments])
-        with pytest.raises(SystemExit) as left:
-            main()
-        out, err = capsys.readouterr()
-        return left.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture
@@ -82,7 +62,7 @@ CASES = {
         2,
         ["mine.yaml:7", "no multiple of 2", "6 or 8"],
     ),
-    "set by vltool itself": ("training:\n  logging_dir: x\n", 2, ["mine.yaml:7", "set by vltool itself"]),
+    "set by vltool itself": ("training:\n  logging_dir: x\n", 2, ["mine.yaml:7", "vltool sets it itself"]),
 }
 
 

@@ -95,7 +95,7 @@ def test_a_byte_order_mark_moves_no_column(tmp_path: Path) -> None:
         ("a:\n\tb: 1\n", ["r.yaml:2:1: a tab where YAML wants spaces"]),
         ("a: \t1\n", ["r.yaml:1:4: a tab where YAML wants spaces"]),
         ("a: b: c\n", ["r.yaml:1:5: a second `: ` in one line"]),
-        ("a: [1, 2\n", ["r.yaml:2:1: not YAML: expected ',' or ']', but got '<stream end>'"]),
+        ("a: [1, 2\n", ["r.yaml:1:4: the bracket that begins here never ends"]),
         ("a: \x00\n", [r"r.yaml:1:4: the character '\x00' cannot stand in YAML"]),
         ("ok: 1\na: \x1b\n", [r"r.yaml:2:4: the character '\x1b' cannot stand in YAML"]),
         ('a: "\\0"\n', [r"r.yaml:1:4: the character '\x00' cannot be used in text"]),

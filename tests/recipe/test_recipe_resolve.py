@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vltool.errors import InvalidInput, Where
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode, SeqNode
-from vltool.recipe.resolve import Resolved, find_recipe, merge, resolve, shipped_recipes
+from vltool.recipe.resolve import Resolved, file_of, find_recipe, merge, resolve, shipped_recipes
 
 
 @pytest.fixture(autouse=True)
@@ -127,8 +127,122 @@ def test_a_base_may_be_reached_twice() -> None:
     assert _plain(resolve("own.yaml", env={}).tree) == {"a": "one"}
 
 
+def test_recipes_over_one_base_do_not_undo_each_other() -> None:
+    _write(
+        base="t: {a: base, b: base, c: base}",
+        one="extends: base.yaml\nt: {a: one}",
+        two="extends: base.yaml\nt: {b: two}",
+        own="extends: [one.yaml, two.yaml]",
+        turned="extends: [two.yaml, one.yaml]",
+        deep="extends: [own.yaml, two.yaml, turned.yaml]\nt: {c: deep}",
+    )
+    changed = {"t": {"a": "one", "b": "two", "c": "base"}}
+    for name, files in {"own": ["base", "one", "two", "own"], "turned": ["base", "two", "one", "turned"]}.items():
+        resolved = resolve(f"{name}.yaml", env={})
+        assert _plain(resolved.tree) == changed
+        assert resolved.files == tuple(f"{file}.yaml" for file in files)
+        assert resolved.notes == ()
+    assert _plain(resolve("one.yaml", overlays=["two.yaml"], env={}).tree) == changed
+    assert _plain(resolve("two.yaml", overlays=["one.yaml", "two.yaml"], env={}).tree) == changed
+    deep = resolve("deep.yaml", env={})
+    assert _plain(deep.tree) == {"t": {"a": "one", "b": "two", "c": "deep"}}
+    assert deep.files == ("base.yaml", "one.yaml", "two.yaml", "own.yaml", "turned.yaml", "deep.yaml")
+
+
+def test_an_overlay_of_which_the_recipe_is_made_is_merged_where_it_was_reached_first() -> None:
+    _write(base="a: base", one="extends: base.yaml\na: one", two="b: two")
+    resolved = resolve("one.yaml", overlays=["two.yaml", "base.yaml"], env={})
+    assert _plain(resolved.tree) == {"a": "one", "b": "two"}
+    assert resolved.files == ("base.yaml", "one.yaml", "two.yaml")
+
+
+def test_a_base_that_is_listed_again_is_noted_and_undoes_nothing() -> None:
+    _write(base="a: base", one="extends: base.yaml\na: one", own="b: 1\nextends: [one.yaml, base.yaml]")
+    resolved = resolve("own.yaml", env={})
+    assert _plain(resolved.tree) == {"a": "one", "b": 1}
+    (note,) = resolved.notes
+    assert str(note) == (
+        "own.yaml:2:21: extends: base.yaml lies beneath the recipes before it already, and is not merged again\n"
+        "  take it out of the list"
+    )
+    _write(own="extends: [base.yaml, one.yaml]")
+    assert resolve("own.yaml", env={}).notes == ()
+    _write(own="extends: [one.yaml, one.yaml]")
+    assert len(resolve("own.yaml", env={}).notes) == 1
+
+
+def test_the_base_config_lies_under_everything_even_where_the_recipe_has_it_too() -> None:
+    _write(
+        base="a: base\nb: base\nc: base",
+        other="extends: base.yaml\nb: other\nd: other",
+        one="extends: base.yaml\na: one",
+    )
+    resolved = resolve("one.yaml", base_config="base.yaml", env={})
+    assert _plain(resolved.tree) == {"a": "one", "b": "base", "c": "base"}
+    assert resolved.files == ("base.yaml", "one.yaml")
+    _write(two="extends: base.yaml\nb: two", both="extends: [one.yaml, two.yaml]", last="c: last")
+    resolved = resolve("last.yaml", base_config="both.yaml", env={})
+    assert _plain(resolved.tree) == {"a": "one", "b": "two", "c": "last"}
+    resolved = resolve("one.yaml", base_config="other.yaml", env={})
+    assert _plain(resolved.tree) == {"a": "one", "b": "base", "c": "base", "d": "other"}
+    assert resolved.files == ("base.yaml", "other.yaml", "one.yaml")
+    assert resolved.notes == ()
+
+
+def test_the_same_name_in_two_folders_is_two_files() -> None:
+    Path("sub").mkdir()
+    _write(**{"base": "a: 1", "sub/base": "b: 2", "sub/one": "extends: base.yaml"})
+    _write(own="extends: [base.yaml, sub/one.yaml]")
+    resolved = resolve("own.yaml", env={})
+    assert _plain(resolved.tree) == {"a": 1, "b": 2}
+    assert resolved.notes == ()
+    assert resolved.files == ("base.yaml", "sub/base.yaml", "sub/one.yaml", "own.yaml")
+
+
+DATA = {"VLTOOL_MODEL": "m", "VLTOOL_TRAIN_JSONL": "t"}
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_messages_name_a_shipped_recipe_as_a_file_of_recipes(name: str) -> None:
+    resolved = resolve(name, env=DATA)
+    assert resolved.file == f"recipes/{name}.yaml"
+    assert set(resolved.files) <= {f"recipes/{other}.yaml" for other in shipped_recipes()}
+    for file in resolved.files:
+        assert file_of(file) == shipped_recipes()[Path(file).stem]
+        assert resolved.folders[file] == shipped_recipes()[name].parent
+
+
+def test_a_file_of_that_name_here_is_the_one_that_messages_mean(tmp_path: Path) -> None:
+    Path("recipes").mkdir()
+    _write(**{"recipes/base": "a: here", "own": "extends: [recipes/base.yaml, base]"})
+    resolved = resolve("own.yaml", env=DATA)
+    here, shipped, own = resolved.files
+    assert (here, own) == ("recipes/base.yaml", "own.yaml")
+    assert (file_of(here), file_of(own)) == (Path("recipes/base.yaml"), Path("own.yaml"))
+    assert shipped != here
+    assert file_of(shipped).samefile(shipped_recipes()["base"])
+    assert _where(resolved, "a") == "recipes/base.yaml:1:4"
+    assert _where(resolved, "global_max_length").startswith(f"{shipped}:")
+
+
+@pytest.mark.parametrize(
+    "shown", ["recipes/nobody.yaml", "gone.yaml", "/abs/base.yaml", "base.yaml", "x/recipes/a.yaml"]
+)
+def test_another_name_means_itself(shown: str) -> None:
+    assert file_of(shown) == Path(shown)
+
+
+def test_places_lead_back_to_their_lines() -> None:
+    _write(own="extends: stage3\nt: 1")
+    resolved = resolve("own.yaml", env=DATA)
+    file, line, column = _where(resolved, "tuner", "lora_rank").rsplit(":", 2)
+    assert file == "recipes/base.yaml"
+    source = file_of(file).read_text().splitlines()[int(line) - 1]
+    assert source[: int(column) - 1].strip() == "lora_rank:"
+
+
 def test_problems_of_all_files_are_told_at_once() -> None:
-    _write(a="extends: [b.yaml, gone.yaml]\nx: 1\nx: 2", b="y: [", c="extends: 5")
+    _write(a="extends: [b.yaml, gone.yaml]\nx: 1\nx: 2", b="y: [1", c="extends: 5")
     message = _message("a.yaml", base_config="c.yaml", overlays=["nowhere.yaml"])
     heads = [line for line in message.splitlines() if not line.startswith(" ")]
     assert heads == [
@@ -139,7 +253,7 @@ def test_problems_of_all_files_are_told_at_once() -> None:
     _write(a="extends: [b.yaml, gone.yaml]\nx: 1")
     heads = [line for line in _message("a.yaml").splitlines() if not line.startswith(" ")]
     assert heads == [
-        "b.yaml:1:5: not YAML: expected the node content, but found '<stream end>'",
+        "b.yaml:1:4: the bracket that begins here never ends",
         "a.yaml:1:19: no recipe gone.yaml",
     ]
 
@@ -162,6 +276,9 @@ def test_a_missing_recipes_file_is_the_shipped_one_with_a_note() -> None:
     assert find_recipe("recipes/stage3.yaml") == (Path("recipes/stage3.yaml"), None)
 
 
+SHIPPED = f"shipped recipes: {', '.join(shipped_recipes())}"
+
+
 @pytest.mark.parametrize(
     ("name", "do"),
     [
@@ -169,9 +286,9 @@ def test_a_missing_recipes_file_is_the_shipped_one_with_a_note() -> None:
         ("configs/stage3.yaml", "did you mean stage3?"),
         ("mine", "did you mean mine.yaml?"),
         ("sub/theirz.yaml", "did you mean sub/theirs.yaml?"),
-        ("qqqq", "shipped recipes: base, smoke, "),
-        ("q" * 5000, "shipped recipes: base, smoke, "),
-        ("sub", "shipped recipes: base, smoke, "),
+        ("qqqq", SHIPPED),
+        ("q" * 5000, SHIPPED),
+        ("sub", SHIPPED),
     ],
 )
 def test_a_wrong_name_gets_the_nearest(name: str, do: str) -> None:

@@ -50,7 +50,8 @@ def test_keys_go_to_their_owner() -> None:
     recipe = _load(
         MINIMAL
         + "tuner: {lora_rank: 8, freeze_llm: true, modules_to_save: [lm_head, merger.norm]}\n"
-        + "training: {learning_rate: 1e-4, lr_scheduler_kwargs: {power: [1, 2.5]}, packing: true, callbacks: [a]}\n"
+        + "training: {learning_rate: 1e-4, gradient_checkpointing_kwargs: {a: [1, 2.5]}, callbacks: [a],\n"
+        + "  packing: true}\n"
         + "rlhf: {rlhf_type: gkd, beta: 1, eval_kd_batches: all}\n"
         + "launch: {nproc_per_node: auto, env: {A: '1'}}\n"
         + "deepspeed: {enabled: true, config: {zero: {stage: 2}}}\n"
@@ -58,7 +59,7 @@ def test_keys_go_to_their_owner() -> None:
     assert recipe.swift["tuner"] == {"lora_rank": 8}
     assert recipe.swift["training"] == {
         "learning_rate": 1e-4,
-        "lr_scheduler_kwargs": {"power": [1, 2.5]},
+        "gradient_checkpointing_kwargs": {"a": [1, 2.5]},
         "callbacks": ["a"],
     }
     assert recipe.tuner.freeze_llm
@@ -87,7 +88,10 @@ def test_nested_settings_arrive_typed() -> None:
 
 def test_every_value_knows_where_it_was_written() -> None:
     Path("base.yaml").write_text(MINIMAL)
-    recipe = _load("extends: base.yaml\ncustom:\n  visual_kd:\n    vit:\n      weight: 0.5\ntuner:\n  target_modules:\n  - q_proj\n")
+    recipe = _load(
+        "extends: base.yaml\ncustom:\n  visual_kd:\n    vit:\n      weight: 0.5\n"
+        "tuner:\n  target_modules:\n  - q_proj\n"
+    )
     assert recipe.where("custom.train_jsonl") == Where("base.yaml", 4, 16)
     assert recipe.where("custom.visual_kd.vit.weight") == Where("r.yaml", 5, 15)
     assert recipe.where("custom.visual_kd.vit") == Where("r.yaml", 4, 5)
@@ -174,7 +178,7 @@ def test_every_value_knows_where_it_was_written() -> None:
         ),
         (
             "  augmentation: {ops: [{name: hflop}]}",
-            "5:31: custom.augmentation.ops[0].name: 'hflop' is not one of hflip, vflip, ",
+            "5:31: custom.augmentation.ops[0].name: 'hflop' is not one of auto_contrast, clahe, ",
             "",
         ),
         ("  augmentation: {ops: [{params: {}}]}", "5:24: custom.augmentation.ops[0].name is missing", ""),
@@ -183,10 +187,10 @@ def test_every_value_knows_where_it_was_written() -> None:
             "5:38: unknown key custom.augmentation.ops[0].prams",
             "did you mean params?",
         ),
-        ("tuner: {tuner_type: lara}", "5:21: tuner.tuner_type: 'lara' is not one of lora, full, ", ""),
+        ("tuner: {tuner_type: lara}", "5:21: tuner.tuner_type: 'lara' is not one of adalora, adapter, ", ""),
         ("training: {anything: 1}", "5:12: unknown key training.anything", "neither vltool nor ms-swift has it; "),
         ("training: {lerning_rate: 1}", "5:12: unknown key training.lerning_rate", "did you mean learning_rate?"),
-        ("training: {lora_rnak: 1}", "5:12: unknown key training.lora_rnak", "did you mean tuner.lora_rank?"),
+        ("training: {frieze_vit: 1}", "5:12: unknown key training.frieze_vit", "did you mean tuner.freeze_vit?"),
         ("training: {lora_rank: 1}", "5:12: unknown key training.lora_rank", "it belongs in tuner"),
         ("rlhf: {lora_rank: 1}", "5:8: unknown key rlhf.lora_rank", "it belongs in tuner"),
         ("rlhf: {cpo_alpha: 1}", "5:8: unknown key rlhf.cpo_alpha", "vltool's distillation has no use for this key"),

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from planning import WHOLE
 
 from vltool.recipe.resolve import shipped_recipes
 from vltool.recipe.schema import OWN, Recipe
 from vltool.recipe.validate import load_recipe
 
 FILES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
-OVERLAYS = {"smoke"}
+OVERLAYS = [file.stem for file in FILES if file.stem not in WHOLE]
 """Merged over another recipe, and none by themselves."""
-RECIPES = [file.stem for file in FILES if file.stem not in OVERLAYS]
 DATA = {"VLTOOL_MODEL": "/models/base", "VLTOOL_TRAIN_JSONL": "/data/train.jsonl"}
 CHAIN = {"VLTOOL_VAL_JSONL": "/data/val.jsonl", "VLTOOL_STAGE1": "/runs/stage1", "VLTOOL_STAGE2": "/runs/stage2"}
-GKD = {"stage2_llm_lora_gkd": "stage2_llm_lora", "stage3_gkd": "stage3", "stage3_gkd_forward": "stage3"}
+GKD = {
+    "stage2_llm_lora_gkd": "stage2_llm_lora", "stage3_gkd": "stage3", "stage3_gkd_forward": "stage3",
+    "stage3_gkd_visual": "stage3",
+}  # fmt: skip
 """Distilling recipe -> the vanilla stage that it anchors."""
 
 
@@ -39,12 +43,13 @@ def _load(name: str, *overlays: str) -> Recipe:
 
 def test_all_files_are_found_by_their_bare_names() -> None:
     assert FILES
-    assert RECIPES
+    assert {file.stem for file in FILES} == {*WHOLE, *OVERLAYS}
     assert shipped_recipes() == {file.stem: file for file in FILES}
-    assert {
+    assert set(WHOLE) == {
         "base", "stage1_aligner_lora", "stage1_aligner_full", "stage2_llm_lora", "stage2_llm_lora_gkd", "stage3",
-        "stage3_gkd", "stage3_gkd_forward", "smoke",
-    } <= {file.stem for file in FILES}  # fmt: skip
+        "stage3_gkd", "stage3_gkd_forward", "stage3_gkd_visual", "summary",
+    }  # fmt: skip
+    assert "smoke" in OVERLAYS
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -53,10 +58,25 @@ def test_headers_say_what_it_is_for_and_how_to_run_it(file: Path) -> None:
     assert all(line.startswith("#") for line in header.splitlines())
     assert "Trains:" in header
     assert "loss sees:" in header
-    assert "vltool smoke recipes/" in header if file.stem == "smoke" else f"vltool train recipes/{file.name}" in header
+    if file.stem == "smoke":
+        assert "vltool smoke recipes/" in header
+    else:
+        assert f"vltool train recipes/{'mine' if file.stem in OVERLAYS else file.stem}.yaml" in header
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in OVERLAYS if name != "smoke"])
+def test_an_overlay_says_what_it_goes_over_and_can_be_extended_so(name: str, tmp_path: Path) -> None:
+    header = shipped_recipes()[name].read_text().split("\n\n")[0]
+    (bases,) = re.findall(r"(?m)^#   extends: \[(.+)\]  ", header)
+    assert bases.split(", ")[-1] == name
+    (tmp_path / "mine.yaml").write_text(f"extends: [{bases}]\n")
+    recipe = load_recipe(str(tmp_path / "mine.yaml"), env=DATA)
+    assert recipe.notes == ()
+    assert _values(recipe) == _values(_load(bases.split(", ")[0], *bases.split(", ")[1:]))
+    assert _values(recipe) != _values(_load(bases.split(", ")[0]))
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_recipes_run_as_they_are_once_model_and_data_are_set(name: str) -> None:
     recipe = _load(name)
     assert recipe.notes == ()
@@ -123,15 +143,16 @@ def test_the_playbooks_numbers(name: str) -> None:
     assert {key: values.get(key) for key in expected} == expected
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if "gkd" in name])
+@pytest.mark.parametrize("name", [name for name in WHOLE if "gkd" in name])
 def test_gkd_recipes_differ_from_their_stage_only_in_distillation(name: str) -> None:
     vanilla, gkd = _values(_load(GKD[name])), _values(_load(name))
     differing = {key for key in vanilla.keys() | gkd.keys() if vanilla.get(key) != gkd.get(key)}
     assert "rlhf.rlhf_type" in differing
-    assert {key for key in differing if not key.startswith("rlhf.")} == {"custom.trainer_variant"}
+    visual = {"custom.visual_kd"} if name.endswith("_visual") else set()
+    assert {key for key in differing if not key.startswith("rlhf.")} == {"custom.trainer_variant"} | visual
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_smoke_shortens_and_changes_nothing_else(name: str) -> None:
     whole, short = _values(_load(name)), _values(_load(name, "smoke"))
     changed = {key: short[key] for key in short if whole.get(key) != short[key]}

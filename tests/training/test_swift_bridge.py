@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+import msgspec
 import torch
 from PIL import Image
 
@@ -17,6 +18,7 @@ from vltool.data.conversation import Prompts
 from vltool.data.dataset import CaptionDataset, scan
 from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, InvalidInput
+from vltool.recipe.swift_keys import swift_table
 from vltool.recipe.validate import load_recipe
 from vltool.run.plan import make_plan
 from vltool.training import swift_bridge
@@ -99,9 +101,9 @@ def test_arguments_that_ms_swift_would_default_otherwise(prepared):
 def test_no_targets_is_peft_s_own_word():
     from peft.utils.constants import DUMMY_TARGET_MODULES
 
-    from vltool.run.arguments import NO_TARGETS
+    from vltool.run.arguments import PEFT_NO_TARGETS
 
-    assert NO_TARGETS == DUMMY_TARGET_MODULES
+    assert PEFT_NO_TARGETS == DUMMY_TARGET_MODULES
 
 
 def test_the_kd_weight_can_be_read_on_both_argument_objects(prepared):
@@ -179,7 +181,7 @@ def test_the_wrong_content_key_cannot_train_silently(prepared):
     [
         ("tuner", "lora_rnak", 8, "did you mean lora_rank?"),
         ("training", "learning_rate", "fast", "learning_rate: 'fast'"),
-        ("training", "save_steps", [1], r"save_steps: \[1\]"),
+        ("training", "save_steps", [1], "save_steps: a list is not a number"),
         ("model", "torch_dtype", "float8", "torch_dtype"),
         ("training", "gradient_checkpointing", "yes", "gradient_checkpointing: 'yes'"),
     ],
@@ -189,6 +191,24 @@ def test_unknown_and_mistyped_arguments_are_located(section, key, value, words, 
         prepared(**{section: {key: value}})
     assert "mine.yaml:1:" in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_arguments_that_the_installed_ms_swift_lacks_are_all_located(prepared, tmp_path):
+    """An installed ms-swift other than the one that recipes are checked against."""
+    plan, _ = prepared()
+    swift_bridge.check_arguments(plan)
+    later = {"learning_rote": 1, "seed": [1], "of_vltools_own": 2}
+    plan = msgspec.structs.replace(
+        plan, arguments=plan.arguments | later, origins=plan.origins | {"learning_rote": "mine.yaml:3:4"}
+    )
+    with pytest.raises(InvalidInput) as caught:
+        swift_bridge.check_arguments(plan)
+    assert sorted(problem.what for problem in caught.value.problems) == [
+        "mine.yaml:3:4: the installed ms-swift has no argument learning_rote",
+        "the installed ms-swift has no argument of_vltools_own",
+    ]
+    for problem in caught.value.problems:
+        assert f"or install ms-swift {swift_table().ms_swift}" in problem.do
 
 
 def test_a_package_that_the_recipe_needs_is_named(overlay, train, tmp_path):

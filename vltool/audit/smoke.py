@@ -59,13 +59,15 @@ def run_smoke(recipe: str, *, tiny: bool, keep: Path | None, reporter: Reporter,
         raise InvalidInput(f"--keep {keep}: is not an empty folder", "name one that is empty or does not exist")
     with tempfile.TemporaryDirectory(prefix="vltool-smoke-") as scratch:
         overlays = ["smoke", str(_place(Path(scratch), keep))]
+        model = (keep or Path(scratch)) / "tiny-qwen3-vl"
         if tiny:
-            reporter.stage("making a tiny Qwen3-VL")
-            model = launch.make_tiny((keep or Path(scratch)) / "tiny-qwen3-vl", _demo_texts())
             overlays.append(str(_tiny_overlay(Path(scratch), model)))
         resolved = load_recipe(recipe, overlays=overlays)
         for note in resolved.notes:
             reporter.warn(note)
+        if tiny:
+            reporter.stage("making a tiny Qwen3-VL")
+            launch.make_tiny(model, _demo_texts())
         plan = make_plan(resolved, cwd=Path.cwd(), debug=debug, probe=True)
         plan = audited(plan, reporter)
         failure = None

@@ -11,13 +11,19 @@ from vltool.cli.render_config import render_config
 from vltool.cli.smoke import smoke
 from vltool.cli.train import train
 
+
+def _dashed(token: str) -> str:
+    """Options are spelt with dashes; `--base_config`, as ms-swift would have it, is the same."""
+    return token.replace("_", "-")
+
+
 app = typer.Typer(
     name="vltool",
     help="Fine-tune Qwen3-VL on dense captioning, from a recipe in YAML.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _dashed},
 )
 
 

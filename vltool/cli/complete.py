@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
+
+_PLAIN = re.compile(r"\w[\w.,+@%-]*( [\w.,+@%-]+)*")
+"""File names that every shell hands on unharmed; any other, the shell finds as a path."""
+
 
 def recipe_names(incomplete: str) -> list[str]:
     """Shipped recipes and the recipe files of the working directory that begin with `incomplete`.
@@ -14,5 +20,16 @@ def recipe_names(incomplete: str) -> list[str]:
 
     if "/" in incomplete:
         return []
-    here = (path.name for path in sorted(Path().glob("*.y*ml")) if path.is_file())
-    return [name for name in (*shipped_recipes(), *here) if name.startswith(incomplete)]
+    files = (path for path in sorted(Path().glob("*.y*ml")) if path.suffix in (".yaml", ".yml") and path.is_file())
+    here = [path.name for path in files if _PLAIN.fullmatch(path.name)]
+    return [_as_typed(name) for name in (*shipped_recipes(), *here) if name.startswith(incomplete)]
+
+
+def _as_typed(name: str) -> str:
+    """A name as it has to stand on the line: bash alone inserts it as it comes, and leaves quoting to us."""
+    if os.environ.get("_VLTOOL_COMPLETE") != "complete_bash":
+        return name
+    words = os.environ.get("COMP_WORDS", "").split("\n")
+    at = int(os.environ.get("COMP_CWORD", "0"))
+    quoted = at < len(words) and words[at].startswith(("'", '"'))
+    return name if quoted else name.replace(" ", r"\ ")

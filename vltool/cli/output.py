@@ -86,23 +86,28 @@ class Output:
         """One problem; where it stands in a file, that line, underlined at the place, and what to do."""
         from rich.text import Text
 
-        head = Text(problem.what, style=style)
+        head = Text(_visible(problem.what), style=style)
         if problem.where:
-            head = Text.assemble((f"{problem.where}: ", "bold"), head)
+            head = Text.assemble((f"{_visible(str(problem.where))}: ", "bold"), head)
         self.talk.print(head, soft_wrap=True)
         excerpt = None if problem.where is None else _excerpt(problem.where)
         if excerpt:
             line, caret = excerpt
             self.talk.print(Text(line, style="dim"), soft_wrap=True)
-            self.talk.print(Text.assemble((caret, style), f"  {problem.do}"), soft_wrap=True)
+            self.talk.print(Text.assemble((caret, style), f"  {_visible(problem.do)}".rstrip()), soft_wrap=True)
         elif problem.do:
-            self.talk.print(Text(f"  {problem.do}"), soft_wrap=True)
+            self.talk.print(Text(f"  {_visible(problem.do)}"), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line of talk."""
         from rich.text import Text
 
         self.talk.print(Text(text), soft_wrap=True)
+
+
+def _visible(text: str) -> str:
+    """The text with escapes for what a terminal would obey or not show, line breaks left alone."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
 
 
 def _excerpt(where: Where) -> tuple[str, str] | None:

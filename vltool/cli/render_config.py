@@ -29,15 +29,12 @@ def render_config(
         str | None,
         typer.Option(
             "--base-config",
-            "--base_config",
             metavar="FILE",
             help="A recipe merged under everything.",
             autocompletion=recipe_names,
         ),
     ] = None,
-    provenance: Annotated[
-        bool, typer.Option("--provenance/--no-provenance", help="End each line with the place it came from.")
-    ] = True,
+    bare: Annotated[bool, typer.Option("--no-provenance", help="Leave out where each line came from.")] = False,
     args: Annotated[bool, typer.Option("--args", help="Show what ms-swift will be handed.")] = False,
     diff: Annotated[
         str | None,
@@ -100,7 +97,7 @@ def render_config(
             }
         )
     else:
-        output.print_plain(render.to_yaml(resolved, provenance=provenance))
+        output.print_plain(render.to_yaml(resolved, provenance=not bare))
     return 0
 
 

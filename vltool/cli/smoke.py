@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vltool.cli.complete import recipe_names
 from vltool.cli.guard import guarded
 from vltool.cli.output import Output
 from vltool.cli.reporter import RunReporter
@@ -20,7 +21,12 @@ DEFAULT_RECIPE = "stage3_gkd_forward"
 @guarded
 def smoke(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A recipe, run shortened on its own model and data.")
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="A recipe, run shortened on its own model and data.",
+            autocompletion=recipe_names,
+        ),
     ] = None,
     tiny: Annotated[
         bool,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vltool.cli.complete import recipe_names
 from vltool.cli.guard import guarded
 from vltool.cli.output import Output
 from vltool.cli.reporter import RunReporter
@@ -16,11 +17,19 @@ from vltool.cli.reporter import RunReporter
 @guarded
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A recipe file, or the name of a shipped one.")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE", help="A recipe file, or the name of a shipped one.", autocompletion=recipe_names
+        ),
     ] = None,
-    config: Annotated[str | None, typer.Option("--config", help="The same as RECIPE.")] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", help="The same as RECIPE.", autocompletion=recipe_names)
+    ] = None,
     base_config: Annotated[
-        str | None, typer.Option("--base-config", "--base_config", help="A recipe merged under everything.")
+        str | None,
+        typer.Option(
+            "--base-config", metavar="FILE", help="A recipe merged under everything.", autocompletion=recipe_names
+        ),
     ] = None,
     debug: Annotated[
         bool, typer.Option("--debug", envvar="DEBUG", help="Show what ms-swift and transformers say.")

@@ -71,6 +71,14 @@ def _struct(node: MapNode, struct: types.StructType, key: str, problems: list[Pr
     return values
 
 
+def struct_fields(wanted: types.Type | None) -> dict[str, types.Type] | None:
+    """The keys of a mapping that a type wants, with theirs; None when it takes any, or is no mapping."""
+    for option in _options(wanted) if wanted else ():
+        if isinstance(option, types.StructType):
+            return {field.encode_name: field.type for field in option.fields}
+    return None
+
+
 def suggest(word: str, choices: Any) -> str:
     """What to write in place of an unknown word."""
     guess = nearest(word, choices)
@@ -94,7 +102,8 @@ def _fits(value: Any, wanted: types.Type) -> bool:
         case types.StrType():
             return isinstance(value, str)
         case types.LiteralType(values=values):
-            return isinstance(value, str | int) and value in values
+            # In Python true equals 1, in a recipe it does not.
+            return any(value == one and type(value) is type(one) for one in values)
         case types.IntType():
             return type(value) is int and _within(value, wanted)
         case types.FloatType():
@@ -134,10 +143,14 @@ def _describe(wanted: types.Type) -> str:
 
 def _bounds(wanted: types.IntType | types.FloatType) -> str:
     if wanted.ge is not None and wanted.le is not None:
-        return f" from {wanted.ge:g} to {wanted.le:g}"
+        return f" from {_number(wanted.ge)} to {_number(wanted.le)}"
     if wanted.gt is not None:
-        return f" above {wanted.gt:g}"
-    return "" if wanted.ge is None else f" of at least {wanted.ge:g}"
+        return f" above {_number(wanted.gt)}"
+    return "" if wanted.ge is None else f" of at least {_number(wanted.ge)}"
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 def _shown(node: Node) -> str:
@@ -149,14 +162,21 @@ def _shown(node: Node) -> str:
 
 def _advice(node: Node, options: tuple[types.Type, ...], key: str) -> str:
     """How to write what was probably meant."""
-    if not isinstance(node, ScalarNode) or node.value is None:
-        return ""
-    name = re.split(r"[.\[]", key)[-1] if "[" not in key else key
+    name = key.rsplit(".", 1)[-1]
     kinds = {type(option) for option in options}
+    choices = [str(choice) for option in options if isinstance(option, types.LiteralType) for choice in option.values]
+    if isinstance(node, SeqNode) and types.StrType in kinds and len(node.items) == 1:
+        return f"write {name}: {_shown(node.items[0])}, without brackets"
+    if not isinstance(node, ScalarNode) or node.value is None:
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else ""
     value = node.value
+    for option in options:
+        if isinstance(option, types.StructType) and (shortened := _as_struct(value, node.text, option)):
+            return f"write {name}: {shortened}" if "[" not in name else f"write {shortened}"
     if not isinstance(value, str):
-        quoted = "put the variable in quotes" if node.from_shell else f"put it in quotes: '{node.text}'"
-        return quoted if types.StrType in kinds else ""
+        return _advice_on_number(node, kinds, choices, name)
+    if node.from_shell and types.VarTupleType not in kinds:
+        return f"that is the environment's value: {_shown(node)} came from a variable"
     if types.BoolType in kinds and value.lower() in _WORDS:
         return f"YAML 1.2 reads `{value}` as text: write {_WORDS[value.lower()]}"
     meant = read_plain(value if node.plain else value.strip())
@@ -165,7 +185,33 @@ def _advice(node: Node, options: tuple[types.Type, ...], key: str) -> str:
     if not isinstance(meant, str) and any(_fits(meant, option) for option in options):
         why = f"YAML 1.2 reads `{value}`" if node.plain else "the quotes make it"
         return f"{why} {'as ' if node.plain else ''}text: write {name}: {value.strip().replace('_', '')}"
-    choices = [str(choice) for option in options if isinstance(option, types.LiteralType) for choice in option.values]
-    if guess := nearest(value, choices):
+    if guess := nearest(value.lower(), choices):
         return f"did you mean {guess}?"
+    if types.VarTupleType in kinds and value.startswith("["):
+        return "a variable holds one item: write a list of several"
+    if value.startswith("$") and value[1:].isidentifier():
+        return f"write ${{{value[1:]}}} for the variable"
     return f"write {name}: [{value}]" if types.VarTupleType in kinds else ""
+
+
+def _as_struct(value: Any, text: str, struct: types.StructType) -> str:
+    """How a mapping is written for which only its switch or its name was given."""
+    names = {field.encode_name for field in struct.fields}
+    if isinstance(value, bool) and "enabled" in names:
+        return f"{{enabled: {text}}}"
+    return f"{{name: {text}}}" if isinstance(value, str) and "name" in names else ""
+
+
+def _advice_on_number(node: ScalarNode, kinds: set[type[types.Type]], choices: list[str], name: str) -> str:
+    value = node.value
+    if isinstance(value, float) and not math.isfinite(value):
+        return "write a finite number"
+    if types.BoolType in kinds and value in (0, 1):
+        return f"write {name}: {'true' if value else 'false'}"
+    if types.IntType in kinds and isinstance(value, float) and value.is_integer():
+        return f"write {name}: {int(value)}"
+    if value is False and "no" in choices:
+        return f"write {name}: 'no', in quotes"
+    if types.StrType in kinds:
+        return "put the variable in quotes" if node.from_shell else f"put it in quotes: '{node.text}'"
+    return f"one of {', '.join(choices)}" if len(choices) > 1 else ""

@@ -12,6 +12,7 @@ _BEFORE: dict[str, tuple[Part, ...]] = {
     "deepstack": ("vision", "deepstack"),
 }
 """Component of `visual_kd` -> the parts at or before its output."""
+_FREEZING = ("tuner.freeze_vit", "tuner.freeze_aligner")
 _SAMPLING = ("max_completion_length", "temperature")
 
 
@@ -34,9 +35,9 @@ def distillation_is_on(settings: Settings) -> None:
 def something_is_weighted(settings: Settings) -> None:
     """Vision terms alone are zero at the start, and so is their gradient."""
     if settings["rlhf.rlhf_type"] and settings["rlhf.sft_alpha"] == 0 and settings["rlhf.llm_kd_weight"] == 0:
-        key = "rlhf.llm_kd_weight"
+        at = settings.latest("rlhf.llm_kd_weight", "rlhf.sft_alpha")
         what = "rlhf.sft_alpha and rlhf.llm_kd_weight are both 0: nothing would be learnt"
-        settings.problem(key, what, "give one of them a weight, sft_alpha: 1.0 say")
+        settings.problem(at, what, "give one of them a weight, sft_alpha: 1.0 say")
 
 
 def beta_is_no_weight(settings: Settings) -> None:
@@ -58,14 +59,19 @@ def whose_text_is_trained_on(settings: Settings) -> None:
         what = "rlhf.seq_kd replaces every caption of yours by the teacher's text: they are never trained on"
         settings.note("rlhf.seq_kd", what, "write seq_kd_ratio: 0.5 beside it to train on both")
     if not student and not teacher:
-        for key in filter(lambda name: settings.written(f"rlhf.{name}"), _SAMPLING):
-            what = f"rlhf.{key} has no effect: with lmbda 0 and no seq_kd nothing is sampled"
-            settings.note(f"rlhf.{key}", what, "take the line out")
-    if not teacher and settings.written("rlhf.seq_kd_ratio"):
-        settings.note("rlhf.seq_kd_ratio", "rlhf.seq_kd_ratio has no effect without seq_kd: true", "take the line out")
+        for key in _SAMPLING:
+            _note_unused(settings, f"rlhf.{key}", "with lmbda 0 and no seq_kd nothing is sampled")
+    if not teacher:
+        _note_unused(settings, "rlhf.seq_kd_ratio", "seq_kd is not on")
     if student and settings["rlhf.llm_kd_weight"] == 0:
         what = "rlhf.lmbda: with llm_kd_weight 0, steps on the student's own text have nothing to learn from it"
         settings.note("rlhf.lmbda", what, "write lmbda: 0.0")
+
+
+def _note_unused(settings: Settings, key: str, why: str) -> None:
+    """A key that does nothing, unless it is merely inherited by a recipe that turned sampling off."""
+    if settings.written(key) and settings.settled_by(key, "rlhf.lmbda", "rlhf.seq_kd"):
+        settings.note(key, f"{key} has no effect: {why}", "take the line out")
 
 
 def vision_terms_can_be_more_than_zero(settings: Settings) -> None:
@@ -82,11 +88,12 @@ def vision_terms_can_be_more_than_zero(settings: Settings) -> None:
     if zero == enabled:
         what = "custom.visual_kd: every enabled term is always zero, since nothing trains in vision blocks or aligner"
         do = "write freeze_aligner: false or freeze_vit: false under tuner, or visual_kd: {enabled: false}"
-        settings.problem("custom.visual_kd.enabled", what, do)
+        settings.problem(settings.latest("custom.visual_kd.enabled", *_FREEZING), what, do)
         return
     for name in zero:
         what = f"custom.visual_kd.{name} is always zero: nothing trains at or before its output"
-        settings.note(f"custom.visual_kd.{name}.enabled", what, "write enabled: false")
+        at = settings.latest(f"custom.visual_kd.{name}.enabled", *_FREEZING)
+        settings.note(at, what, f"write visual_kd: {{{name}: {{enabled: false}}}}")
 
 
 RULES = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, Positive
+from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, Length
 from vltool.recipe.swift_keys import SwiftKey, swift_table
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -47,7 +47,7 @@ def json_schema() -> dict[str, Any]:
             },
             "global_max_length": {
                 "description": "The one length knob: tokens of a record, image included.",
-                "anyOf": [msgspec.json.schema(Positive), _CLEARED, _VARIABLE],
+                "anyOf": [msgspec.json.schema(Length), _CLEARED, _VARIABLE],
             },
             **sections,
         },
@@ -86,7 +86,10 @@ def _tolerant(struct: dict[str, Any]) -> dict[str, Any]:
 
 
 def _swift(key: SwiftKey) -> dict[str, Any]:
-    kinds = [{"enum": list(key.choices)}] if key.choices else [_kind(kind) for kind in key.type]
+    kinds = [_kind(kind) for kind in key.type]
+    if key.choices:
+        choices = {"enum": list(key.choices)}
+        kinds = [{"type": "array", "items": choices}] if key.type == ("list[str]",) else [choices]
     schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
     told: dict[str, Any] = {"description": f"{key.help} (ms-swift)".lstrip()}
     if key.default is not None:

@@ -65,6 +65,7 @@ class ScalarNode(Node):
 
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "null": type(None)}
 _TAG = "tag:yaml.org,2002:"
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
 """Characters that a path or a UTF-8 file cannot hold."""
 
@@ -132,11 +133,7 @@ class _Composer:
         try:
             yield from YAML(typ="safe", pure=True).parse(self.text)
         except MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            where = Where(self.file, mark.line + 1, mark.column + 1) if mark else self.last
-            after_dollar = bool(mark) and self.text[: mark.index].endswith("$")
-            problem = _syntax(error.problem or str(error), where, after_dollar=after_dollar)
-            raise InvalidInput([*self.problems, problem]) from error
+            raise InvalidInput([*self.problems, self._syntax(error)]) from error
         except ReaderError as error:
             where = _place(self.file, self.text[: error.position])
             what = f"the character {self.text[error.position]!a} cannot stand in YAML"
@@ -145,6 +142,34 @@ class _Composer:
             # ruamel lets Python's own errors out, for escapes beyond Unicode ("\U00110000") for example.
             what = "not YAML: a character escape or directive soon after this place makes no sense"
             raise InvalidInput([*self.problems, Problem(what, where=self.last)]) from error
+
+    def _syntax(self, error: Any) -> Problem:
+        """What the parser met, in the words of someone who writes recipes."""
+        problem, context = error.problem or str(error), error.context or ""
+        mark = error.problem_mark or error.context_mark
+        where = Where(self.file, mark.line + 1, mark.column + 1) if mark else self.last
+        if "flow node" in context and "<stream end>" in problem:
+            at = max(self.text.rfind("[", 0, mark.index), self.text.rfind("{", 0, mark.index))
+            opened = _place(self.file, self.text[:at])
+            return Problem("the bracket that begins here never ends", "close it", opened)
+        begun = error.context_mark
+        if begun and ("end of stream" in problem or "<stream end>" in problem):
+            what = "quote" if "quoted scalar" in context else "bracket" if "flow" in context else ""
+            if what:
+                opened = Where(self.file, begun.line + 1, begun.column + 1)
+                return Problem(f"the {what} that begins here never ends", "close it", opened)
+        if "'\\t'" in problem:
+            return Problem("a tab where YAML wants spaces", "indent with spaces", where)
+        if "mapping values are not allowed" in problem:
+            return Problem(
+                "a second `: ` in one line", "quote a value that holds `: `, or check the indentation", where
+            )
+        if mark and self.text[: mark.index].endswith("$") and problem.endswith("'{'"):
+            return Problem("a variable without quotes inside { } or [ ]", "write '${NAME}' in quotes here", where)
+        for number, line in enumerate(self.text.splitlines(), 1):
+            if line.startswith(("<<<<<<< ", ">>>>>>> ")):
+                return Problem("a merge conflict was left here", "choose one side", Where(self.file, number, 1))
+        return Problem(f"not YAML: {problem}", "check quotes, brackets and indentation here and just above", where)
 
     def _where(self, event: Any) -> Where:
         self.last = Where(self.file, event.start_mark.line + 1, event.start_mark.column + 1)
@@ -161,10 +186,12 @@ class _Composer:
             raise InvalidInput([*self.problems, Problem(what, where=where)])
         kind = type(event).__name__
         if kind == "AliasEvent":
-            self._problem(f"alias *{event.anchor}", "write the value out, or use `extends`", event)
+            do = "write the value out, or use `extends`; a text that begins with * needs quotes"
+            self._problem(f"alias *{event.anchor}", do, event)
             return ScalarNode(where, None, "", plain=False)
         if event.anchor is not None:
-            self._problem(f"anchor &{event.anchor}", "write the value out, or use `extends`", event)
+            do = "write the value out, or use `extends`; a text that begins with & needs quotes"
+            self._problem(f"anchor &{event.anchor}", do, event)
         if kind == "ScalarEvent":
             return self._scalar(event, where)
         if kind == "SequenceStartEvent":
@@ -197,10 +224,13 @@ class _Composer:
                 self._problem("merge key <<", "write the keys out, or use `extends`", event)
             elif isinstance(node.value, str):
                 return KeyNode(node.value, where)
+            elif node.plain and not node.text:
+                self._problem("a colon without a key", "write the key before it", event)
             else:
                 self._problem(f"the key {node.text or 'null'} is no text", "put it in quotes", event)
         elif len(self.problems) == before:
-            self._problem("a key that is a list or a mapping", "keys are text", event)
+            do = "keys are text; a text that begins with { or [ needs quotes"
+            self._problem("a key that is a list or a mapping", do, event)
         return KeyNode("", where)
 
     def _collection_tag(self, event: Any, expected: str) -> None:
@@ -208,7 +238,8 @@ class _Composer:
             self._problem(f"unknown tag {_short(event.tag)}", "remove it: recipes hold plain data", event)
 
     def _scalar(self, event: Any, where: Where) -> ScalarNode:
-        text: str = event.value
+        # JSON writes characters beyond the basic plane as two escapes, which YAML reads as two characters.
+        text: str = _PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), event.value)
         if bad := UNUSABLE.search(text):
             self._problem(f"the character {bad.group()!a} cannot be used in text", "remove it", event)
         tag = None if event.tag is None else str(event.tag).removeprefix(_TAG)
@@ -227,14 +258,3 @@ class _Composer:
 
 def _short(tag: str) -> str:
     return tag.replace(_TAG, "!!")
-
-
-def _syntax(problem: str, where: Where, *, after_dollar: bool) -> Problem:
-    """Say what the parser met in the words of someone who writes recipes."""
-    if "'\\t'" in problem:
-        return Problem("a tab where YAML wants spaces", "indent with spaces", where)
-    if "mapping values are not allowed" in problem:
-        return Problem("a second `: ` in one line", "quote a value that holds `: `, or check the indentation", where)
-    if after_dollar and problem.endswith("'{'"):
-        return Problem("a variable without quotes inside { } or [ ]", "write '${NAME}' in quotes here", where)
-    return Problem(f"not YAML: {problem}", "check quotes, brackets and indentation here and just above", where)

@@ -45,20 +45,31 @@ LISTS = tuple(name.removesuffix(".N") for name in MODULES if name.endswith(".N")
 """Modules that are lists of modules, which peft cannot wrap."""
 
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+_LINEAR = re.compile(r"(_proj|attn\.proj|\.qkv|_fc1|_fc2|lm_head)$")
 _DEEPEST = 128
 """More blocks or layers than any Qwen3-VL has."""
 
 
 def named(name: str) -> list[str]:
-    """The modules, as `MODULES` writes them, that a name means to peft: a whole name, or the end of one."""
+    """The modules, as `MODULES` writes them, that a name means as a target: a whole name, or the last parts of one."""
     plain = _INDEX.sub("N", name)
-    return [module for module in MODULES if module == plain or module.endswith(f".{plain}")]
+    return [] if "N" in name.split(".") else [module for module in MODULES if f".{module}".endswith(f".{plain}")]
+
+
+def saved(name: str) -> list[str]:
+    """The modules that a name in `modules_to_save` means to peft: all that end with its characters."""
+    return [module for module in MODULES if module.endswith(_INDEX.sub("N", name))]
+
+
+def adaptable(module: str) -> bool:
+    """Whether an adapter can go on a module of `MODULES`: linear ones, and the embedding."""
+    return module.endswith("embed_tokens") or _LINEAR.search(module) is not None
 
 
 def matched(pattern: re.Pattern[str]) -> Iterator[str]:
     """The linear modules, as `MODULES` writes them, of which the pattern matches one as a whole."""
     for module in MODULES:
-        if re.search(r"(_proj|\.proj|\.qkv|_fc1|_fc2|\.gate|lm_head)$", module) is None:
+        if _LINEAR.search(module) is None:
             continue
         indices = range(_DEEPEST) if ".N" in module else range(1)
         if any(pattern.fullmatch(module.replace(".N", f".{index}")) for index in indices):

@@ -65,7 +65,11 @@ def _absolute(key: str, text: str, folder: Path) -> Path:
         path = folder / Path(text).expanduser()
     except RuntimeError as error:
         raise InvalidInput(Problem(f"{key}: there is no home folder for {Path(text).parts[0]}")) from error
-    # `a/../b` is `b` only where `a` is no link to elsewhere.
+    return shortest(path)
+
+
+def shortest(path: Path) -> Path:
+    """The path without `..`, unless that would be another: `a/../b` is `b` only where `a` is no link to elsewhere."""
     short = Path(os.path.normpath(path))
     return short if os.path.realpath(short) == os.path.realpath(path) else path
 
@@ -74,6 +78,14 @@ def exists(path: Path) -> bool:
     """Whether something is there; a name that no file can have is not."""
     try:
         return path.exists()
+    except OSError:
+        return False
+
+
+def is_link(path: Path) -> bool:
+    """Whether a symbolic link is there, to something or nothing."""
+    try:
+        return path.is_symlink()
     except OSError:
         return False
 

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from vltool.errors import InvalidInput, Problem, Where, nearest
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode, SeqNode, load_file
-from vltool.recipe.paths import exists
+from vltool.recipe.paths import exists, is_link, shortest
 from vltool.recipe.spelling import modernise
 from vltool.recipe.variables import substitute
+
+MAX_CHAIN = 50
+"""Recipes that extend each other; no chain needs as many, and Python's stack ends somewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,8 @@ class Resolved:
     """What is wrong with the files; the tree lacks what they would have added."""
     unset: tuple[Problem, ...] = ()
     """Variables that are not set."""
+    cleared: tuple[tuple[tuple[str, ...], Where], ...] = ()
+    """Keys that null clears, with the sections around them; the tree has them no more."""
 
 
 @cache
@@ -53,21 +58,28 @@ def find_recipe(name: str, *, beside: Path | None = None) -> tuple[Path, Problem
     """
     shipped = shipped_recipes()
     path = (beside or Path()) / (Path(name).expanduser() if name.startswith("~/") else name)
-    if exists(path) and not path.is_dir():
+    # A pipe on the shell's line (`<(…)`) can be read, one that lies about would wait for ever.
+    if exists(path) and not path.is_dir() and (not path.is_fifo() or path.absolute().parts[1] in ("dev", "proc")):
         return path, None
     if name in shipped:
         return shipped[name], None
     if Path(name).parts[:-1] == ("recipes",) and Path(name).suffix == ".yaml" and Path(name).stem in shipped:
         return shipped[Path(name).stem], Problem(f"no file {name} here: the shipped recipe {Path(name).stem} is used")
+    listed = f"shipped recipes: {', '.join(shipped)}"
+    if not name:
+        raise InvalidInput(Problem("a recipe's name is empty", listed))
     if exists(path):
-        raise InvalidInput(
-            Problem(f"{name or '(nothing)'} is a folder, no recipe", f"shipped recipes: {', '.join(shipped)}")
-        )
+        raise InvalidInput(Problem(f"{name} is a {'folder' if path.is_dir() else 'pipe'}, no recipe", listed))
+    if is_link(path):
+        raise InvalidInput(Problem(f"{name} is a link to {path.readlink()}, which is not there", "mend the link"))
+    if "," in name:
+        names = ", ".join(part.strip() for part in name.split(","))
+        raise InvalidInput(Problem(f"no recipe {name}", f"for several write a list: [{names}]"))
     choices = {stem: stem for stem in shipped}
     if exists(path.parent):
         choices |= {file.stem: str(Path(name).parent / file.name) for file in sorted(path.parent.glob("*.y*ml"))}
     guess = nearest(path.stem, choices)
-    do = f"did you mean {choices[guess]}?" if guess else f"shipped recipes: {', '.join(shipped)}"
+    do = f"did you mean {choices[guess]}?" if guess else listed
     raise InvalidInput(Problem(f"no recipe {name}", do))
 
 
@@ -123,6 +135,7 @@ def resolve_files(
         raise InvalidInput(reader.problems)
     tree = reader.merged([*beneath, *above])
     unset: list[Problem] = []
+    cleared: list[tuple[tuple[str, ...], Where]] = []
     replaced = substitute(tree, environment, "", unset)
     assert isinstance(replaced, MapNode)
     return Resolved(
@@ -130,10 +143,11 @@ def resolve_files(
         file=_shown(own),
         files=tuple(dict.fromkeys(_shown(file) for file in (*beneath, *above))),
         folders=reader.folders,
-        tree=_without_nulls(replaced),
+        tree=_without_nulls(replaced, (), cleared),
         notes=tuple(reader.notes),
         broken=tuple(reader.problems),
         unset=tuple(unset),
+        cleared=tuple(cleared),
     )
 
 
@@ -163,7 +177,10 @@ class _Reader:
 
     def order(self, path: Path) -> list[Path]:
         """The files that a recipe extends, each once, the lowest first; then the recipe itself."""
-        path = path.absolute()
+        path = shortest(path.absolute())
+        if len(self._chain) > MAX_CHAIN:
+            what = f"more than {MAX_CHAIN} recipes that extend each other"
+            raise InvalidInput([*self.problems, Problem(what, where=self._chain[-1][1])])
         if path not in self._orders:
             shown = _shown(path)
             try:
@@ -185,7 +202,7 @@ class _Reader:
         base = self.find(name.value, None if name.from_shell else path.parent, name.where)
         if base is None:
             return []
-        if base.absolute() in already:
+        if shortest(base.absolute()) in already:
             what = f"extends: {name.value} lies beneath the recipes before it already, and is not merged again"
             self.notes.append(Problem(what, "take it out of the list", name.where))
             return []
@@ -216,7 +233,7 @@ class _Reader:
                     yield item
                 elif not isinstance(item, ScalarNode) or item.value is not None:
                     what = "extends: a recipe's path or bare name, or a list of them, belongs here"
-                    self.problems.append(Problem(what, where=item.where))
+                    self.problems.append(Problem(what, "write extends: base, say", item.where))
 
     def _closes_cycle(self, base: Path, where: Where) -> bool:
         files = [os.path.realpath(file) for file, _ in self._chain]
@@ -257,12 +274,15 @@ def _emptied(below: Node, above: Node, key: str) -> Iterator[Problem]:
         yield Problem(what, "remove the line to keep it, or write null if that is meant", above.where)
 
 
-def _without_nulls(tree: MapNode) -> MapNode:
+def _without_nulls(tree: MapNode, around: tuple[str, ...], cleared: list[tuple[tuple[str, ...], Where]]) -> MapNode:
     """Drop cleared keys, so that they have their defaults. In lists null stays: they are not merged."""
     entries: list[tuple[KeyNode, Node]] = []
     for key, value in tree.entries:
+        path = (*around, key.name)
         if isinstance(value, MapNode):
-            entries.append((key, _without_nulls(value)))
-        elif not isinstance(value, ScalarNode) or value.value is not None:
+            entries.append((key, _without_nulls(value, path, cleared)))
+        elif isinstance(value, ScalarNode) and value.value is None:
+            cleared.append((path, key.where))
+        else:
             entries.append((key, value))
     return replace(tree, entries=tuple(entries))

@@ -17,6 +17,8 @@ Scalar = None | bool | int | float | str
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[int, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0.0, le=1.0)]
+Length = Annotated[int, Meta(ge=1, le=10_000_000)]
+Port = Annotated[int, Meta(ge=1, le=65535)]
 Weight = Annotated[float, Meta(ge=0.0)]
 
 
@@ -29,7 +31,8 @@ class Model(Section, frozen=True, kw_only=True):
 
     model: Annotated[str | None, Meta(description="Folder of the base checkpoint.")] = None
     model_type: Annotated[
-        str | None, Meta(description="ms-swift's model type; inferred from config.json when absent.")
+        Literal["qwen3_vl", "qwen3_vl_moe"] | None,
+        Meta(description="ms-swift's model type; inferred from config.json when absent."),
     ] = None
 
 
@@ -102,7 +105,9 @@ class Rlhf(Section, frozen=True, kw_only=True):
 
     rlhf_type: Annotated[Literal["gkd"] | None, Meta(description="`gkd` turns distillation on.")] = None
     teacher_model: Annotated[str | None, Meta(description="The teacher's checkpoint; default: model.model.")] = None
-    teacher_model_type: Annotated[str | None, Meta(description="Inferred from config.json when absent.")] = None
+    teacher_model_type: Annotated[
+        Literal["qwen3_vl", "qwen3_vl_moe"] | None, Meta(description="Inferred from config.json when absent.")
+    ] = None
     beta: Annotated[
         Fraction,
         Meta(description="Interpolates: 0 forward KL(teacher‖student), 1 reverse KL, between them the JSD."),
@@ -210,7 +215,7 @@ class Launch(Section, frozen=True, kw_only=True):
     nnodes: Annotated[Positive, Meta(description="Nodes.")] = 1
     node_rank: Annotated[NonNegative, Meta(description="This node's place, from 0.")] = 0
     master_addr: Annotated[str | None, Meta(description="Address of node 0.")] = None
-    master_port: Annotated[Positive | None, Meta(description="Port of node 0.")] = None
+    master_port: Annotated[Port | None, Meta(description="Port of node 0.")] = None
     rdzv_backend: Annotated[str | None, Meta(description="torchrun's rendezvous backend.")] = None
     rdzv_endpoint: Annotated[str | None, Meta(description="torchrun's rendezvous endpoint.")] = None
     rdzv_id: Annotated[str | None, Meta(description="torchrun's rendezvous id.")] = None
@@ -284,7 +289,7 @@ class Recipe(Section, frozen=True, kw_only=True):
     files: tuple[str, ...]
     """Files that were read, in the order in which they were merged; the last is the recipe itself, or an overlay
     that was put over it."""
-    global_max_length: Positive
+    global_max_length: Length
     model: Model
     data: Data
     tuner: Tuner

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,14 +21,26 @@ class Settings:
     """Values by dotted key, with the places that they were written in; rules report through it."""
 
     def __init__(
-        self, file: str, values: Mapping[str, Mapping[str, Any]], origins: Mapping[str, Where], wrong: set[str]
+        self,
+        file: str,
+        files: Sequence[str],
+        values: Mapping[str, Mapping[str, Any]],
+        origins: Mapping[str, Where],
+        cleared: Mapping[str, Where],
+        wrong: set[str],
     ) -> None:
-        """values: section -> key -> what was written. wrong: dotted keys that have a problem of their own."""
-        self.file = file
+        """file: the recipe itself. files: all, in the order in which they were merged.
+
+        values: section -> key -> what was written.
+        cleared: dotted keys that null took away. wrong: those that have a problem of their own.
+        """
+        self._file = file
+        self._files = list(files)
         self.problems: list[Problem] = []
         self.notes: list[Problem] = []
         self._values = values
         self._origins = origins
+        self._cleared = cleared
         self._wrong = wrong
 
     def __getitem__(self, key: str) -> Any:
@@ -37,7 +49,8 @@ class Settings:
         Raises Undecided when what was written has a problem.
         """
         parts = key.split(".")
-        if any(".".join(parts[:n]) in self._wrong for n in range(1, len(parts) + 1)):
+        around = {".".join(parts[:n]) for n in range(1, len(parts) + 1)}
+        if around & self._wrong or any(wrong.startswith(f"{key}.") for wrong in self._wrong):
             raise Undecided
         for tree in (self._values, _defaults()):
             node: Any = tree
@@ -66,12 +79,32 @@ class Settings:
         return key in self._origins
 
     def where(self, key: str) -> Where:
-        """Where a key was written; the recipe itself for one that is missing."""
-        return self._origins.get(key) or Where(self.file)
+        """Where a key was written, or cleared; the recipe itself for one that is missing."""
+        return self._origins.get(key) or self._cleared.get(key) or Where(self._file)
+
+    def latest(self, *keys: str) -> str:
+        """Of keys that go badly together, the one to report at: written in the file that was merged last.
+
+        That is where whoever reads the message has made the change; the first of several there.
+        """
+        return max(keys, key=self._layer)
+
+    def elsewhere(self, key: str, at: str) -> str:
+        """The place of a key in brackets, for a message at another; nothing where both are one."""
+        return "" if key == at else f" ({self.where(key)})"
+
+    def settled_by(self, key: str, *others: str) -> bool:
+        """Whether a key was written where the others were or above them, and not just inherited."""
+        return self._layer(key) >= max(map(self._layer, others))
+
+    def _layer(self, key: str) -> int:
+        place = self._origins.get(key) or self._cleared.get(key)
+        return self._files.index(place.file) if place else -1
 
     def problem(self, key: str, what: str, do: str) -> None:
-        """The recipe is wrong at this key."""
+        """The recipe is wrong at this key; rules that look at it later have nothing to say."""
         self.problems.append(Problem(what, do, self.where(key)))
+        self._wrong.add(key.partition("[")[0])
 
     def note(self, key: str, what: str, do: str = "") -> None:
         """The recipe says something at this key that may not be what was meant."""

@@ -29,7 +29,7 @@ def modernise(tree: MapNode, problems: list[Problem], notes: list[Problem]) -> M
 def _section(
     section: str, tree: MapNode, renamed: dict[str, str], problems: list[Problem], notes: list[Problem]
 ) -> list[tuple[KeyNode, Node]]:
-    present = {key.name: (key, node) for key, node in tree.entries}
+    present = {key.name: (key, node) for key, node in tree.entries if key.name not in renamed}
     entries = []
     for key, node in tree.entries:
         today = renamed.get(key.name)
@@ -38,10 +38,11 @@ def _section(
             continue
         notes.append(Problem(f"{section}.{key.name} is now called {today}, and was read as that", where=key.where))
         if today not in present:
+            present[today] = (key, node)
             entries.append((replace(key, name=today), node))
             continue
         other_key, other = present[today]
         if not (isinstance(node, ScalarNode) and isinstance(other, ScalarNode) and node.text == other.text):
-            what = f"{section}.{key.name} and {section}.{today} are the same key, with different values"
-            problems.append(Problem(what, f"write {today} alone (it is at {other_key.where})", key.where))
+            what = f"{section}.{key.name} and {section}.{other_key.name} are the same key, with different values"
+            problems.append(Problem(what, f"write {today} alone (the other is at {other_key.where})", key.where))
     return entries

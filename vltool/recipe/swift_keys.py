@@ -40,12 +40,13 @@ class SwiftKey(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     since: str | None = None
     """The release of ms-swift that first had it under this name; `transformers` for what it inherits."""
     choices: tuple[Any, ...] = ()
-    """The only values that it takes; empty when there is no such list."""
+    """The only values that it, or an item of its list, takes; empty when there is no such list."""
 
     def accepts(self) -> types.Type:
         """What `vltool.recipe.convert` holds a written value against."""
         if self.choices:
-            return types.LiteralType(self.choices)
+            choices = types.LiteralType(self.choices)
+            return types.VarTupleType(choices) if self.type == ("list[str]",) else choices
         return types.UnionType(tuple(_TYPES[kind] for kind in self.type))
 
 
@@ -63,6 +64,8 @@ class SwiftTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     transformers: str
     renamed: dict[str, Renamed]
     """Older spelling -> today's."""
+    schedules: dict[str, tuple[str, ...] | None]
+    """Value of `lr_scheduler_type` -> keys that its `lr_scheduler_kwargs` takes; None for any."""
     gone: dict[str, str]
     """Keys of older releases that have no equal today -> what to write."""
     keys: dict[str, SwiftKey]

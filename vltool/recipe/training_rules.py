@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import msgspec
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 from vltool.errors import nearest
-from vltool.recipe.settings import Settings
+from vltool.recipe.settings import Settings, Undecided
+from vltool.recipe.swift_keys import swift_table
 
 PLACEHOLDERS = ("dummy", "placeholder")
 """What older recipes had to write in `data.dataset`, since ms-swift insists on something there."""
-MIN_LR_SCHEDULES = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")
+ATTENTION = (
+    "sdpa", "eager", "flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention",
+)  # fmt: skip
+"""Implementations of attention that have a name; others are repositories of kernels, `owner/name`."""
 DEEPSPEED_CONFIGS = ("zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 """Names that ms-swift has a DeepSpeed configuration for."""
 
@@ -22,22 +30,48 @@ def records_are_named_once(settings: Settings) -> None:
     elif given is not None:
         do = "name the records in custom.train_jsonl, or a mixture in custom.fusion_config"
         settings.problem("data.dataset", "data.dataset: ms-swift's datasets are not used", do)
-    both = settings.written("custom.train_jsonl") and settings.written("custom.fusion_config")
-    if both:
+    records, mixture = settings["custom.train_jsonl"], settings["custom.fusion_config"]
+    if records is not None and mixture is not None:
         what = "custom.fusion_config and custom.train_jsonl are both given"
         do = f"write null for one of them (train_jsonl is at {settings.where('custom.train_jsonl')})"
         settings.problem("custom.fusion_config", what, do)
-    elif not (settings.written("custom.train_jsonl") or settings.written("custom.fusion_config")):
+    elif records is None and mixture is None:
         do = "name the training records there, or a mixture in custom.fusion_config"
         settings.problem("custom.train_jsonl", "custom.train_jsonl is missing", do)
+
+
+def prompts_are_texts(settings: Settings) -> None:
+    """A prompt that looks like a file which vltool would not read."""
+    for key in ("custom.user_prompt", "custom.system_prompt"):
+        text = settings[key]
+        if text and re.fullmatch(r"\S+\.\w{1,5}|\S*/\S+", text):
+            settings.note(key, f"{key}: {text} is the prompt itself", "to read a file, name one that ends in .txt")
+
+
+def variables_have_names(settings: Settings) -> None:
+    """Names in `launch.env` that no environment can hold."""
+    for name in settings["launch.env"]:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            key = f"launch.env.{name}"
+            settings.problem(key, f"launch.env: {name!r} is no variable's name", "letters, digits and _ make one")
+
+
+def attention_has_a_name(settings: Settings) -> None:
+    """An implementation of attention that is misspelt."""
+    name = settings["model.attn_impl"]
+    if name is not None and "/" not in name and name not in ATTENTION:
+        guess = nearest(name, ATTENTION)
+        do = f"did you mean {guess}?" if guess else f"one of {', '.join(ATTENTION)}"
+        settings.problem("model.attn_impl", f"model.attn_impl: there is no {name}", do)
 
 
 def packing_tokenises_ahead(settings: Settings) -> None:
     """Packing has to know lengths before a sample is drawn."""
     if settings["training.packing"] and settings["data.lazy_tokenize"]:
-        at = settings.where("data.lazy_tokenize")
-        what = f"training.packing needs lengths beforehand, which data.lazy_tokenize ({at}) puts off"
-        settings.problem("training.packing", what, "write lazy_tokenize: null under data, or packing: false")
+        keys = ("training.packing", "data.lazy_tokenize")
+        places = " and ".join(str(settings.where(key)) for key in keys)
+        what = f"training.packing needs lengths beforehand, which data.lazy_tokenize puts off ({places})"
+        settings.problem(settings.latest(*keys), what, "write lazy_tokenize: null under data, or packing: false")
 
 
 def accumulation_steps(effective: int, per_device: int, processes: int) -> int | None:
@@ -60,8 +94,9 @@ def batches_divide(settings: Settings) -> None:
         return
     key, other = "training.effective_batch_size", "training.gradient_accumulation_steps"
     if settings.written(other):
-        what = f"{key} and {other} say the same thing twice (the latter at {settings.where(other)})"
-        settings.problem(key, what, "write null for one of the two")
+        places = f"{settings.where(key)} and {settings.where(other)}"
+        what = f"{key} and gradient_accumulation_steps say the same thing twice ({places})"
+        settings.problem(settings.latest(key, other), what, "write null for one of the two")
         return
     per_device = settings["training.per_device_train_batch_size"]
     on_node = settings["launch.nproc_per_node"]
@@ -69,27 +104,54 @@ def batches_divide(settings: Settings) -> None:
     processes = (1 if on_node == "auto" else on_node) * settings["launch.nnodes"]
     if per_device >= 1 and accumulation_steps(effective, per_device, processes) is None:
         what = f"{key}: {effective} is no multiple of {per_device * processes} samples"
-        what += " (per_device_train_batch_size x processes)"
-        settings.problem(key, what, f"write {nearest_batch_sizes(effective, per_device, processes)}")
+        what += f" ({per_device} a process x {processes} process{'es' * (processes > 1)})"
+        parts = ("training.per_device_train_batch_size", "launch.nproc_per_node", "launch.nnodes")
+        do = f"write {key.split('.')[1]}: {nearest_batch_sizes(effective, per_device, processes)}"
+        settings.problem(settings.latest(key, *parts), what, do)
 
 
-def counts_are_counts(settings: Settings) -> None:
-    """Numbers that have to be positive for a run to be one."""
-    for key, least in (
-        ("training.per_device_train_batch_size", 1),
-        ("training.per_device_eval_batch_size", 1),
-        ("training.gradient_accumulation_steps", 1),
-        ("training.logging_steps", 1),
-        ("training.save_steps", 1),
-        ("training.eval_steps", 1),
-        ("template.max_pixels", 1),
-        ("tuner.lora_rank", 1),
-        ("training.learning_rate", 0),
-        ("training.weight_decay", 0),
-        ("data.dataloader_num_workers", 0),
-    ):
-        if settings.written(key) and settings[key] < least:
-            settings.problem(key, f"{key}: {settings[key]} is not at least {least}", "mend the value")
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        (
+            "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
+            "training.gradient_accumulation_steps", "training.logging_steps", "training.save_steps",
+            "training.eval_steps", "training.save_total_limit", "data.dataloader_prefetch_factor",
+            "template.max_pixels", "tuner.lora_rank", "tuner.lora_alpha",
+        ),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(("training.seed", "data.data_seed"), (0, 2**32 - 1)),
+    **dict.fromkeys(
+        (
+            "training.learning_rate", "training.aligner_lr", "training.vit_lr", "training.weight_decay",
+            "training.adam_epsilon", "training.max_grad_norm", "training.warmup_steps", "training.num_train_epochs",
+            "data.dataloader_num_workers",
+        ),
+        (0, math.inf),
+    ),
+    **dict.fromkeys(
+        ("training.warmup_ratio", "training.adam_beta1", "training.adam_beta2", "tuner.lora_dropout"), (0, 1)
+    ),
+}  # fmt: skip
+"""Keys of ms-swift's, and the least and the greatest value with which a run makes sense."""
+
+
+def numbers_lie_in_their_ranges(settings: Settings) -> None:
+    """ms-swift takes any number; some are no run."""
+    for key, (least, most) in _RANGES.items():
+        with suppress(Undecided):
+            if settings.written(key) and not least <= settings[key] <= most:
+                wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+                settings.problem(key, f"{key}: {settings[key]} is not {wanted}", f"write a number {wanted}")
+    if settings["training.max_steps"] <= 0 and not settings["training.num_train_epochs"]:
+        at = settings.latest("training.num_train_epochs", "training.max_steps")
+        settings.problem(at, "training.num_train_epochs: 0 trains nothing", "write num_train_epochs: 1, or more")
+    if settings["training.max_steps"] == 0:
+        settings.problem("training.max_steps", "training.max_steps: 0 trains nothing", "write a number of steps")
+    if settings["data.dataloader_num_workers"] == 0 and settings["data.dataloader_prefetch_factor"] is not None:
+        at = settings.latest("data.dataloader_prefetch_factor", "data.dataloader_num_workers")
+        what = "data.dataloader_prefetch_factor: there are no workers to load ahead"
+        settings.problem(at, what, "write dataloader_prefetch_factor: null, or dataloader_num_workers: 4")
 
 
 def rates_by_tower_need_the_optimizer(settings: Settings) -> None:
@@ -98,36 +160,55 @@ def rates_by_tower_need_the_optimizer(settings: Settings) -> None:
         return
     for key in ("training.aligner_lr", "training.vit_lr"):
         if settings[key] is not None:
-            what = f"{key} has no effect without optimizer: multimodal"
-            settings.problem(key, what, "write optimizer: multimodal under training")
+            at = settings.latest(key, "training.optimizer")
+            what = f"{key}{settings.elsewhere(key, at)} has no effect without optimizer: multimodal"
+            settings.problem(at, what, "write optimizer: multimodal under training")
 
 
 def schedule_takes_its_arguments(settings: Settings) -> None:
-    """A floor of the learning rate, and two spellings of warm-up."""
-    key, kwargs = "training.lr_scheduler_type", settings["training.lr_scheduler_kwargs"]
-    if isinstance(kwargs, dict) and "min_lr" in kwargs:
-        at = settings.where("training.lr_scheduler_kwargs.min_lr")
-        floor, rate = kwargs["min_lr"], settings["training.learning_rate"]
-        if settings[key] not in MIN_LR_SCHEDULES:
-            what = f"{key}: {settings[key]} takes no min_lr (written at {at})"
-            settings.problem(key, what, f"write {' or '.join(MIN_LR_SCHEDULES)}, or lr_scheduler_kwargs: null")
-        elif isinstance(floor, int | float) and rate is not None and floor > rate:
-            what = f"training.lr_scheduler_kwargs.min_lr: {floor:g} lies above the learning rate, {rate:g}"
-            settings.problem("training.lr_scheduler_kwargs.min_lr", what, "write a floor below it")
-    elif settings[key] in MIN_LR_SCHEDULES:
-        do = "write lr_scheduler_kwargs: {min_lr: 1.0e-6} under training"
-        settings.problem(key, f"{key}: {settings[key]} needs a min_lr", do)
-    if settings["training.warmup_steps"] and settings["training.warmup_ratio"]:
-        at = settings.where("training.warmup_ratio")
-        what = f"training.warmup_steps and training.warmup_ratio ({at}) both set the warm-up"
-        settings.problem("training.warmup_steps", what, "write null for one of the two")
+    """Arguments of the learning rate's schedule, a floor among them, and two spellings of warm-up."""
+    key, inner = "training.lr_scheduler_type", "training.lr_scheduler_kwargs"
+    schedule, given = settings[key], settings[inner] or {}
+    known = swift_table().schedules[schedule]
+    for name in given:
+        if known is not None and name not in known:
+            at = settings.latest(f"{inner}.{name}", key)
+            what = f"{inner}.{name}{settings.elsewhere(f'{inner}.{name}', at)}: {schedule}"
+            what += f"{settings.elsewhere(key, at)} takes no {name}"
+            others = [other for other, names in swift_table().schedules.items() if name in (names or ())]
+            guess = nearest(name, known)
+            do = f"did you mean {guess}?" if guess else "write lr_scheduler_kwargs: null"
+            if others:
+                do = f"write lr_scheduler_type: {' or '.join(others)}; or lr_scheduler_kwargs: null"
+            settings.problem(at, what, do)
+    if schedule.endswith("with_min_lr") and not {"min_lr", "min_lr_rate"} & given.keys():
+        at = settings.latest(key, inner)
+        settings.problem(at, f"{key}: {schedule} needs a min_lr", "write lr_scheduler_kwargs: {min_lr: 1.0e-6}")
+    floor, rate = given.get("min_lr", 0), settings["training.learning_rate"]
+    if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor < math.inf:
+        settings.problem(f"{inner}.min_lr", f"{inner}.min_lr: {floor!r} is no learning rate", "write min_lr: 1.0e-6")
+    elif rate is not None and floor > rate:
+        at = settings.latest(f"{inner}.min_lr", "training.learning_rate")
+        place = settings.elsewhere(f"{inner}.min_lr", at)
+        what = f"{inner}.min_lr: {floor:g}{place} lies above the learning rate, {rate:g}"
+        settings.problem(at, what, "write a floor below it")
+
+
+def one_warm_up(settings: Settings) -> None:
+    """Warm-up by steps and by a share of them exclude each other."""
+    keys = ("training.warmup_steps", "training.warmup_ratio")
+    if all(settings[key] for key in keys):
+        places = " and ".join(str(settings.where(key)) for key in keys)
+        what = f"training.warmup_steps and warmup_ratio both set the warm-up ({places})"
+        settings.problem(settings.latest(*keys), what, "write null for one of the two")
 
 
 def one_precision(settings: Settings) -> None:
     """bf16 and fp16 exclude each other."""
     if settings["training.bf16"] and settings["training.fp16"]:
-        what = f"training.fp16 and training.bf16 ({settings.where('training.bf16')}) are both true"
-        settings.problem("training.fp16", what, "write fp16: false")
+        keys = ("training.fp16", "training.bf16")
+        what = f"training.fp16 and bf16 are both true ({' and '.join(str(settings.where(key)) for key in keys)})"
+        settings.problem(settings.latest(*keys), what, "write fp16: false")
 
 
 def best_checkpoint_can_be_chosen(settings: Settings) -> None:
@@ -147,7 +228,8 @@ def best_checkpoint_can_be_chosen(settings: Settings) -> None:
     saving, evaluating = settings["training.save_strategy"], settings["training.eval_strategy"] or "steps"
     if saving != evaluating:
         what = f"{key}: checkpoints are saved by {saving}, but evaluated by {evaluating}"
-        settings.problem(key, what, "write the same save_strategy and eval_strategy")
+        at = settings.latest("training.save_strategy", "training.eval_strategy", key)
+        settings.problem(at, what, "write the same save_strategy and eval_strategy")
     elif saving == "steps":
         _saved_when_evaluated(settings, key)
 
@@ -158,7 +240,8 @@ def _saved_when_evaluated(settings: Settings, key: str) -> None:
     if evaluates >= 1 and saves % evaluates:
         near = max(evaluates, round(saves / evaluates) * evaluates)
         what = f"training.save_steps: {saves:g} is no multiple of eval_steps, {evaluates:g}, by which {key} is known"
-        settings.problem("training.save_steps", what, f"write save_steps: {near:g}")
+        at = settings.latest("training.save_steps", "training.eval_steps", key)
+        settings.problem(at, what, f"write save_steps: {near:g}")
 
 
 def logged_metrics(settings: Settings) -> list[str]:
@@ -192,7 +275,7 @@ def deepspeed_is_configured(settings: Settings) -> None:
     if enabled and config is None:
         what = "deepspeed.enabled is true, but deepspeed.config is missing"
         settings.problem("deepspeed.enabled", what, "write config: zero2, config: zero3 or a JSON file beside it")
-    if isinstance(config, str) and "/" not in config and config not in DEEPSPEED_CONFIGS:
+    if isinstance(config, str) and "/" not in config and config not in ("", *DEEPSPEED_CONFIGS):
         guess = nearest(config, DEEPSPEED_CONFIGS)
         do = f"did you mean {guess}?" if guess else f"known: {', '.join(DEEPSPEED_CONFIGS)}; or write a path"
         settings.problem("deepspeed.config", f"deepspeed.config: there is no {config}", do)
@@ -208,18 +291,38 @@ def nodes_are_numbered(settings: Settings) -> None:
 
 def numbers_are_finite(settings: Settings) -> None:
     """What ms-swift is handed passes through JSON, which has no infinity."""
-    for key in settings.swift_keys():
-        if (value := settings[key]) != msgspec.json.decode(msgspec.json.encode(value)):
-            settings.problem(key, f"{key}: {value} holds a number that is not finite", "write a finite number")
+    for key in (*settings.swift_keys(), "custom.augmentation", "deepspeed.config"):
+        with suppress(Undecided):
+            for inner, number in _infinite(settings[key], key):
+                # Items of lists that hold mappings have no place of their own.
+                place = inner
+                while not settings.written(place):
+                    place = re.sub(r"(\.[^.\[\]]*|\[\d+\])$", "", place)
+                settings.problem(place, f"{inner}: {number} is not finite", "write a finite number")
+
+
+def _infinite(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, float) and not math.isfinite(value):
+        yield key, value
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _infinite(inner, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for at, item in enumerate(value):
+            yield from _infinite(item, f"{key}[{at}]")
 
 
 RULES = (
     records_are_named_once,
     packing_tokenises_ahead,
     batches_divide,
-    counts_are_counts,
+    numbers_lie_in_their_ranges,
     rates_by_tower_need_the_optimizer,
     schedule_takes_its_arguments,
+    one_warm_up,
+    attention_has_a_name,
+    prompts_are_texts,
+    variables_have_names,
     one_precision,
     best_checkpoint_can_be_chosen,
     tensorboard_is_written_once,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from vltool.errors import nearest
-from vltool.recipe.modules import LISTS, Part, close_to, matched, named, part_of
+from vltool.recipe.modules import LISTS, Part, adaptable, close_to, matched, named, part_of, saved
 from vltool.recipe.settings import Settings, Undecided
 
 _ADAPTERS = ("lora", "longlora", "adalora", "boft", "fourierft", "vera")
@@ -17,8 +17,14 @@ _READ_BY: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     (("target_modules", "target_regex", "modules_to_save"), _ADAPTERS),
     *(((f"{name}_",), (name,)) for name in ("adalora", "boft", "vera", "llamapro", "adapter", "reft")),
     (("fourier_",), ("fourierft",)),
-    (("freeze_parameters", "trainable_parameters"), ("full",)),
-)
+    (
+        (
+            "freeze_parameters", "freeze_parameters_ratio", "freeze_parameters_regex", "trainable_parameters",
+            "trainable_parameters_regex",
+        ),
+        ("full",),
+    ),
+)  # fmt: skip
 """Keys of `tuner`, or how they begin, and the tuners that read them (ms-swift, pipelines/train/tuner.py)."""
 WORDS = ("all-linear", "all-embedding", "all-norm")
 """ms-swift's words for modules by their class."""
@@ -34,7 +40,7 @@ def keys_fit_the_tuner(settings: Settings) -> None:
     for key, readers in _tuner_keys(settings):
         if tuner in readers:
             continue
-        if settings.where(key).file == chosen.file or not settings.written("tuner.tuner_type"):
+        if settings.settled_by(key, "tuner.tuner_type"):
             at = f" (at {chosen})" if settings.written("tuner.tuner_type") else ""
             do = f"take the line out, or choose {' or '.join(readers)}"
             settings.problem(key, f"{key} means nothing to tuner_type: {tuner}{at}", do)
@@ -45,7 +51,7 @@ def keys_fit_the_tuner(settings: Settings) -> None:
         at = ", ".join(dict.fromkeys(str(settings.where(f"tuner.{key}")) for key in inherited))
         do = f"clear what is inherited ({at}): write {'; '.join(f'{key}: null' for key in inherited)}"
         if tuner in ("full", "adalora", "boft", "fourierft"):
-            do = f"extend the overlay {tuner}, which clears what is inherited, in place of this line"
+            do = f"extend the overlay {tuner} too, which clears what is inherited, in place of this line"
         settings.problem("tuner.tuner_type", what, do)
 
 
@@ -67,9 +73,15 @@ def names_mean_modules(settings: Settings) -> None:
                 continue
             item = f"tuner.{key}[{at}]"
             if not (meant := named(name)):
-                guess = close_to(name) or nearest(name, WORDS)
+                guess = nearest(name, WORDS, cutoff=0.7) or close_to(name)
                 do = f"did you mean {guess}?" if guess else "names are those of transformers, model.visual.merger say"
                 settings.problem(item, f"tuner.{key}: no module of Qwen3-VL is called {name}", do)
+            elif key == "target_modules" and not any(map(adaptable, meant)):
+                what = f"tuner.{key}: {name} is no linear module, which is what an adapter goes on"
+                settings.problem(item, what, "name linear modules, or write it in modules_to_save to train it in full")
+            elif key == "modules_to_save" and (more := set(saved(name)) - set(meant)):
+                what = f"tuner.{key}: {name} also saves {', '.join(sorted(more))}, which end with it"
+                settings.note(item, what, f"write the name in full, {meant[0]} say")
             elif key == "modules_to_save" and set(meant) & set(LISTS):
                 what = f"tuner.{key}: {name} is a list of modules, which cannot be saved as one"
                 settings.problem(item, what, f"name its modules: {name}.0, {name}.1, {name}.2")
@@ -112,7 +124,7 @@ def trained_parts(settings: Settings) -> set[Part]:
         adapted = by_flags
     else:
         adapted = {part_of(module) for name in targets for module in named(name)}
-    return adapted | {part_of(module) for name in settings["tuner.modules_to_save"] for module in named(name)}
+    return adapted | {part_of(module) for name in settings["tuner.modules_to_save"] for module in saved(name)}
 
 
 def _compiled(regex: str) -> re.Pattern[str]:
@@ -128,7 +140,15 @@ def something_trains(settings: Settings) -> None:
     words = {*settings["tuner.target_modules"], *settings["tuner.modules_to_save"]} & {"all-embedding", "all-norm"}
     if not trained and not words:
         what = "nothing would train: freeze_llm, freeze_vit and freeze_aligner freeze all that the tuner targets"
-        settings.problem("tuner.freeze_llm", what, "write false for what should train, or name it in modules_to_save")
+        do = "write false for what should train, or name it in modules_to_save"
+        at = settings.latest("tuner.freeze_llm", "tuner.freeze_vit", "tuner.freeze_aligner", "tuner.tuner_type")
+        for key in ("target_regex", "target_modules"):
+            # Targets that name no module leave nothing to train, whatever the flags say.
+            if settings["tuner.tuner_type"] != "full" and settings[f"tuner.{key}"] in (*NO_TARGETS, []):
+                what = f"nothing would train: tuner.{key} targets no module, and modules_to_save names none"
+                at = settings.latest(f"tuner.{key}", "tuner.modules_to_save")
+                break
+        settings.problem(at, what, do)
 
 
 def vision_blocks_are_counted_where_they_train(settings: Settings) -> None:
@@ -141,9 +161,12 @@ def vision_blocks_are_counted_where_they_train(settings: Settings) -> None:
     elif settings["tuner.target_regex"] is not None and settings["tuner.tuner_type"] != "full":
         other = "target_regex"
     if other:
-        what = f"tuner.last_vit_blocks has no effect beside {other} ({settings.where(f'tuner.{other}')})"
+        key = "tuner.last_vit_blocks"
+        at = settings.latest(key, f"tuner.{other}")
+        beside = settings.elsewhere(f"tuner.{other}", at) if settings.written(f"tuner.{other}") else ""
+        what = f"{key}{settings.elsewhere(key, at)} has no effect beside {other}{beside}"
         do = "write freeze_vit: false" if other == "freeze_vit" else "say in the pattern which blocks train"
-        settings.problem("tuner.last_vit_blocks", what, f"{do}, or last_vit_blocks: null")
+        settings.problem(at, what, f"{do}, or last_vit_blocks: null")
 
 
 def merging_needs_an_earlier_stage(settings: Settings) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,11 +15,11 @@ from msgspec import inspect as types
 
 from vltool.errors import InvalidInput, Problem, Where, nearest
 from vltool.recipe import distillation_rules, training_rules, tuner_rules
-from vltool.recipe.convert import convert, suggest
+from vltool.recipe.convert import convert, struct_fields, suggest
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode, SeqNode
 from vltool.recipe.paths import anchor_paths
 from vltool.recipe.resolve import Resolved, resolve_files
-from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, TOP_LEVEL, Positive, Recipe
+from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, TOP_LEVEL, Length, Recipe
 from vltool.recipe.settings import Settings, Undecided
 from vltool.recipe.swift_keys import SwiftKey, swift_table
 
@@ -30,7 +32,16 @@ _FIELDS = {
     if isinstance(struct, types.StructType)
 }
 """Section -> our keys in it, with their types."""
-_LENGTH = types.type_info(Positive)
+_LENGTH = types.type_info(Length)
+_MEANT = {
+    ("tuner.tuner_type", "dora"): "write tuner_type: lora and use_dora: true, or extend the overlay dora",
+    ("tuner.tuner_type", "qlora"): "write tuner_type: lora, and quant_bits: 4 with a quant_method under quantization",
+    ("tuner.tuner_type", "pissa"): "write tuner_type: lora and init_weights: pissa",
+    ("tuner.tuner_type", "none"): "write tuner_type: full",
+}
+"""Key and value -> what says it, for words of the field that are no value there."""
+LONGEST_KEY = 100
+"""Characters of an unknown key that a message shows."""
 _LENGTH_KEYS = ("model.max_model_len", "template.max_length")
 
 
@@ -52,6 +63,8 @@ def validate(resolved: Resolved, *, cwd: Path | None = None) -> Recipe:
     cwd: where relative paths begin that environment variables hold.
     Raises InvalidInput with every problem: those of the recipe itself first, each file's by line.
     """
+    if not (resolved.tree.entries or resolved.cleared or resolved.broken):
+        raise InvalidInput(Problem("the recipe is empty", "write extends: base and what differs", Where(resolved.file)))
     check = _Check(resolved, cwd or Path.cwd())
     check.sections()
     settings = check.settings()
@@ -93,10 +106,13 @@ class _Check:
 
     def __init__(self, resolved: Resolved, cwd: Path) -> None:
         self.file = resolved.file
+        self.files = resolved.files
         self.problems: list[Problem] = []
         self.wrong: set[str] = set()
         """Keys that have a problem of their own, so that no rule looks at them."""
         self.tree = anchor_paths(resolved.tree, resolved.folders, cwd, self.problems)
+        self.misread = {problem.where for problem in self.problems}
+        self.cleared = dict(resolved.cleared)
         self.origins: dict[str, Where] = {}
         self.own: Values = {name: {} for name in OWN}
         self.swift: Values = {name: {} for name in SECTIONS if name not in CLOSED}
@@ -105,6 +121,9 @@ class _Check:
 
     def sections(self) -> None:
         """Take every key of the tree to where it belongs, converted."""
+        for path, where in self.cleared.items():
+            if problem := _cleared_nothing(path, where):
+                self.problems.append(problem)
         _note_origins(self.tree, "", self.origins)
         for key, node in self.tree.entries:
             if key.name == "global_max_length":
@@ -112,9 +131,8 @@ class _Check:
             elif key.name not in SECTIONS:
                 self._unknown("", key)
             elif not isinstance(node, MapNode):
-                given = f"{node.value!r}" if isinstance(node, ScalarNode) else "a list"
-                do = "" if key.name != "deepspeed" else f"write deepspeed: {{enabled: true, config: {given}}}"
-                self.problems.append(Problem(f"{key.name}: a mapping belongs here, not {given}", do, node.where))
+                self.problems.append(_no_mapping(key.name, node))
+                self.wrong.add(key.name)
             else:
                 for inner, value in node.entries:
                     self._key(key.name, inner, value)
@@ -133,7 +151,9 @@ class _Check:
         else:
             wanted = _swift_keys(section)[key.name].accepts()
             self.swift[section][key.name] = convert(node, wanted, dotted, self.problems)
-        if len(self.problems) > before:
+        if isinstance(node, ScalarNode) and (meant := _MEANT.get((dotted, node.text))) and len(self.problems) > before:
+            self.problems[-1] = replace(self.problems[-1], do=meant)
+        if len(self.problems) > before or node.where in self.misread:
             self.wrong.add(dotted)
 
     def _length(self, key: str, node: Node) -> None:
@@ -143,7 +163,8 @@ class _Check:
 
     def _unknown(self, section: str, key: KeyNode) -> None:
         dotted = f"{section}.{key.name}" if section else key.name
-        self.problems.append(Problem(f"unknown key {dotted}", _advice(section, key.name), key.where))
+        shown = dotted if len(dotted) <= LONGEST_KEY else f"{dotted[:LONGEST_KEY]}…"
+        self.problems.append(Problem(f"unknown key {shown}", _advice(section, key.name), key.where))
 
     def length(self) -> int:
         """The one length, put where ms-swift wants it; 0 beside a problem."""
@@ -166,7 +187,8 @@ class _Check:
     def settings(self) -> Settings:
         """What the rules on several keys look at."""
         values = {section: self.own.get(section, {}) | self.swift.get(section, {}) for section in SECTIONS}
-        return Settings(self.file, values, self.origins, self.wrong)
+        cleared = {".".join(path): where for path, where in self.cleared.items()}
+        return Settings(self.file, self.files, values, self.origins, cleared, self.wrong)
 
     def drop_placeholder(self) -> None:
         """Forget `data.dataset`, of which a valid recipe has the placeholder at most."""
@@ -180,6 +202,38 @@ class _Check:
         except msgspec.ValidationError as error:
             where = self.origins.get(section, Where(self.file))
             raise InvalidInput(Problem(f"{section}: {error}", where=where)) from error
+
+
+def _no_mapping(section: str, node: Node) -> Problem:
+    """A section that is something else."""
+    given = f"{node.value!r}" if isinstance(node, ScalarNode) else "a list"
+    do = "indent its keys below it"
+    if section == "deepspeed":
+        do = f"write deepspeed: {{enabled: true, config: {given}}}"
+    elif isinstance(node, ScalarNode) and re.match(r"\w+[:=]|\w+ =", node.text):
+        do = "a key, a colon, a space, a value: write learning_rate: 1.0e-4, say"
+    return Problem(f"{section}: a mapping belongs here, not {given}", do, node.where)
+
+
+def _cleared_nothing(path: tuple[str, ...], where: Where) -> Problem | None:
+    """A null at a key that nobody knows clears nothing, which whoever wrote it should hear of."""
+    section, *inner = path
+    if section not in TOP_LEVEL:
+        return Problem(f"unknown key {section}", _advice("", section), where)
+    if not inner or section not in SECTIONS:
+        return None
+    name, *deeper = inner
+    if name not in _FIELDS.get(section, {}) and name not in _swift_keys(section):
+        return Problem(f"unknown key {section}.{name}", _advice(section, name), where)
+    wanted: types.Type | None = _FIELDS.get(section, {}).get(name)
+    for at, part in enumerate(deeper):
+        fields = struct_fields(wanted)
+        if fields is None:
+            return None
+        if part not in fields:
+            return Problem(f"unknown key {'.'.join(path[: at + 3])}", suggest(part, fields), where)
+        wanted = fields[part]
+    return None
 
 
 def _swift_keys(section: str) -> dict[str, SwiftKey]:
@@ -203,6 +257,11 @@ def _owners(key: str) -> list[str]:
 def _advice(section: str, key: str) -> str:
     """What was probably meant by a key that its section does not have."""
     table = swift_table()
+    if section and key in TOP_LEVEL:
+        return f"it stands at the top level, not inside {section}: begin its line at the margin"
+    outer, _, inner = key.partition(".")
+    if section and inner and outer in (section, *_FIELDS.get(section, {}), *_swift_keys(section)):
+        return f"write {inner}, without `{outer}.`" if outer == section else f"write {outer}: {{{inner}: …}}"
     if key in table.gone:
         return f"ms-swift {table.ms_swift} no longer has it: {table.gone[key]}"
     if key in table.renamed:
@@ -231,7 +290,7 @@ def _nearest_anywhere(key: str) -> str:
     known = {name: name for name in TOP_LEVEL}
     for section in SECTIONS:
         known |= {name: f"{section}.{name}" for name in (*_FIELDS.get(section, {}), *_swift_keys(section))}
-    guess = nearest(key, known)
+    guess = nearest(key, known, cutoff=0.8)
     return f"did you mean {known[guess]}?" if guess else ""
 
 
