@@ -1,4 +1,4 @@
-"""Rules on data, batches, schedules, evaluation, saving and launching."""
+"""Rules on numbers, learning rates, precision, evaluation and saving."""
 
 from __future__ import annotations
 
@@ -12,48 +12,10 @@ from vltool.errors import nearest
 from vltool.recipe.settings import Settings, Undecided
 from vltool.recipe.swift_keys import swift_table
 
-PLACEHOLDERS = ("dummy", "placeholder")
-"""What older recipes had to write in `data.dataset`, since ms-swift insists on something there."""
 ATTENTION = (
     "sdpa", "eager", "flash_attn", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention",
 )  # fmt: skip
 """Implementations of attention that have a name; others are repositories of kernels, `owner/name`."""
-DEEPSPEED_CONFIGS = ("zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
-"""Names that ms-swift has a DeepSpeed configuration for."""
-
-
-def records_are_named_once(settings: Settings) -> None:
-    """Records come from train_jsonl or a mixture, never from ms-swift's own datasets."""
-    given = settings["data.dataset"]
-    if given in PLACEHOLDERS or given in ([word] for word in PLACEHOLDERS):
-        settings.note("data.dataset", "data.dataset can go: vltool puts ms-swift's placeholder there")
-    elif given is not None:
-        do = "name the records in custom.train_jsonl, or a mixture in custom.fusion_config"
-        settings.problem("data.dataset", "data.dataset: ms-swift's datasets are not used", do)
-    records, mixture = settings["custom.train_jsonl"], settings["custom.fusion_config"]
-    if records is not None and mixture is not None:
-        what = "custom.fusion_config and custom.train_jsonl are both given"
-        do = f"write null for one of them (train_jsonl is at {settings.where('custom.train_jsonl')})"
-        settings.problem("custom.fusion_config", what, do)
-    elif records is None and mixture is None:
-        do = "name the training records there, or a mixture in custom.fusion_config"
-        settings.problem("custom.train_jsonl", "custom.train_jsonl is missing", do)
-
-
-def prompts_are_texts(settings: Settings) -> None:
-    """A prompt that looks like a file which vltool would not read."""
-    for key in ("custom.user_prompt", "custom.system_prompt"):
-        text = settings[key]
-        if text and re.fullmatch(r"\S+\.\w{1,5}|\S*/\S+", text):
-            settings.note(key, f"{key}: {text} is the prompt itself", "to read a file, name one that ends in .txt")
-
-
-def variables_have_names(settings: Settings) -> None:
-    """Names in `launch.env` that no environment can hold."""
-    for name in settings["launch.env"]:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            key = f"launch.env.{name}"
-            settings.problem(key, f"launch.env: {name!r} is no variable's name", "letters, digits and _ make one")
 
 
 def attention_has_a_name(settings: Settings) -> None:
@@ -65,58 +27,12 @@ def attention_has_a_name(settings: Settings) -> None:
         settings.problem("model.attn_impl", f"model.attn_impl: there is no {name}", do)
 
 
-def packing_tokenises_ahead(settings: Settings) -> None:
-    """Packing has to know lengths before a sample is drawn."""
-    if settings["training.packing"] and settings["data.lazy_tokenize"]:
-        keys = ("training.packing", "data.lazy_tokenize")
-        places = " and ".join(str(settings.where(key)) for key in keys)
-        what = f"training.packing needs lengths beforehand, which data.lazy_tokenize puts off ({places})"
-        settings.problem(settings.latest(*keys), what, "write lazy_tokenize: null under data, or packing: false")
-
-
-def accumulation_steps(effective: int, per_device: int, processes: int) -> int | None:
-    """Micro-batches of an optimizer step of `effective` samples; None when they do not divide it."""
-    steps, rest = divmod(effective, per_device * processes)
-    return None if rest or not steps else steps
-
-
-def nearest_batch_sizes(effective: int, per_device: int, processes: int) -> str:
-    """The effective batch sizes next to `effective` that can be made."""
-    together = per_device * processes
-    below = max(effective // together, 1)
-    return " or ".join(str(steps * together) for steps in dict.fromkeys((below, effective // together + 1)))
-
-
-def batches_divide(settings: Settings) -> None:
-    """`effective_batch_size` is what accumulation comes to, and is said once."""
-    effective = settings["training.effective_batch_size"]
-    if effective is None:
-        return
-    key, other = "training.effective_batch_size", "training.gradient_accumulation_steps"
-    if settings.written(other):
-        places = f"{settings.where(key)} and {settings.where(other)}"
-        what = f"{key} and gradient_accumulation_steps say the same thing twice ({places})"
-        settings.problem(settings.latest(key, other), what, "write null for one of the two")
-        return
-    per_device = settings["training.per_device_train_batch_size"]
-    on_node = settings["launch.nproc_per_node"]
-    # With `auto` the host decides; `train` looks at it there.
-    processes = (1 if on_node == "auto" else on_node) * settings["launch.nnodes"]
-    if per_device >= 1 and accumulation_steps(effective, per_device, processes) is None:
-        what = f"{key}: {effective} is no multiple of {per_device * processes} samples"
-        what += f" ({per_device} a process x {processes} process{'es' * (processes > 1)})"
-        parts = ("training.per_device_train_batch_size", "launch.nproc_per_node", "launch.nnodes")
-        do = f"write {key.split('.')[1]}: {nearest_batch_sizes(effective, per_device, processes)}"
-        settings.problem(settings.latest(key, *parts), what, do)
-
-
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(
         (
             "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
-            "training.gradient_accumulation_steps", "training.logging_steps", "training.save_steps",
-            "training.eval_steps", "training.save_total_limit", "data.dataloader_prefetch_factor",
-            "template.max_pixels", "tuner.lora_rank", "tuner.lora_alpha",
+            "training.gradient_accumulation_steps", "training.logging_steps", "training.save_total_limit",
+            "data.dataloader_prefetch_factor", "template.max_pixels", "tuner.lora_rank", "tuner.lora_alpha",
         ),
         (1, math.inf),
     ),
@@ -143,6 +59,11 @@ def numbers_lie_in_their_ranges(settings: Settings) -> None:
             if settings.written(key) and not least <= settings[key] <= most:
                 wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
                 settings.problem(key, f"{key}: {settings[key]} is not {wanted}", f"write a number {wanted}")
+    for key in ("training.save_steps", "training.eval_steps"):
+        if settings.written(key) and settings[key] <= 0:
+            settings.problem(
+                key, f"{key}: {settings[key]} is not above 0", "write a number of steps; 0.1 is a tenth of all"
+            )
     if settings["training.max_steps"] <= 0 and not settings["training.num_train_epochs"]:
         at = settings.latest("training.num_train_epochs", "training.max_steps")
         settings.problem(at, "training.num_train_epochs: 0 trains nothing", "write num_train_epochs: 1, or more")
@@ -262,33 +183,6 @@ def tensorboard_is_written_once(settings: Settings) -> None:
         settings.problem("training.report_to", what, "name what you want, [wandb] say")
 
 
-def augmentation_has_operations(settings: Settings) -> None:
-    """Augmentation that is on and does nothing."""
-    if settings["custom.augmentation.enabled"] and not settings["custom.augmentation.ops"]:
-        what = "custom.augmentation is enabled, but has no ops"
-        settings.problem("custom.augmentation.enabled", what, "list them in ops, or extend augment_grounding")
-
-
-def deepspeed_is_configured(settings: Settings) -> None:
-    """DeepSpeed needs a configuration, by a name that ms-swift knows or as a file or mapping."""
-    enabled, config = settings["deepspeed.enabled"], settings["deepspeed.config"]
-    if enabled and config is None:
-        what = "deepspeed.enabled is true, but deepspeed.config is missing"
-        settings.problem("deepspeed.enabled", what, "write config: zero2, config: zero3 or a JSON file beside it")
-    if isinstance(config, str) and "/" not in config and config not in ("", *DEEPSPEED_CONFIGS):
-        guess = nearest(config, DEEPSPEED_CONFIGS)
-        do = f"did you mean {guess}?" if guess else f"known: {', '.join(DEEPSPEED_CONFIGS)}; or write a path"
-        settings.problem("deepspeed.config", f"deepspeed.config: there is no {config}", do)
-
-
-def nodes_are_numbered(settings: Settings) -> None:
-    """`node_rank` counts from 0."""
-    rank, nodes = settings["launch.node_rank"], settings["launch.nnodes"]
-    if rank >= nodes:
-        what = f"launch.node_rank: {rank} is none of {nodes} node{'s' * (nodes > 1)}, which are counted from 0"
-        settings.problem("launch.node_rank", what, "write a rank below launch.nnodes")
-
-
 def numbers_are_finite(settings: Settings) -> None:
     """What ms-swift is handed passes through JSON, which has no infinity."""
     for key in (*settings.swift_keys(), "custom.augmentation", "deepspeed.config"):
@@ -313,21 +207,13 @@ def _infinite(value: Any, key: str) -> Iterator[tuple[str, float]]:
 
 
 RULES = (
-    records_are_named_once,
-    packing_tokenises_ahead,
-    batches_divide,
     numbers_lie_in_their_ranges,
     rates_by_tower_need_the_optimizer,
     schedule_takes_its_arguments,
     one_warm_up,
     attention_has_a_name,
-    prompts_are_texts,
-    variables_have_names,
     one_precision,
     best_checkpoint_can_be_chosen,
     tensorboard_is_written_once,
-    augmentation_has_operations,
-    deepspeed_is_configured,
-    nodes_are_numbered,
     numbers_are_finite,
 )

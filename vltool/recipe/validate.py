@@ -6,32 +6,25 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import inspect as types
 
-from vltool.errors import InvalidInput, Problem, Where, nearest
-from vltool.recipe import distillation_rules, training_rules, tuner_rules
-from vltool.recipe.convert import convert, struct_fields, suggest
+from vltool.errors import InvalidInput, Problem, Where
+from vltool.recipe import data_rules, distillation_rules, launch_rules, training_rules, tuner_rules
+from vltool.recipe.convert import convert
+from vltool.recipe.keys import OWN_KEYS, cleared_nothing, swift_keys, unknown_key
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode, SeqNode
 from vltool.recipe.paths import anchor_paths
 from vltool.recipe.resolve import Resolved, resolve_files
-from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, TOP_LEVEL, Length, Recipe
+from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, Length, Recipe
 from vltool.recipe.settings import Settings, Undecided
-from vltool.recipe.swift_keys import SwiftKey, swift_table
 
 Values = dict[str, dict[str, Any]]
 """Section -> key -> value."""
 
-_FIELDS = {
-    section: {field.encode_name: field.type for field in struct.fields}
-    for section, struct in ((name, types.type_info(own)) for name, own in OWN.items())
-    if isinstance(struct, types.StructType)
-}
-"""Section -> our keys in it, with their types."""
 _LENGTH = types.type_info(Length)
 _MEANT = {
     ("tuner.tuner_type", "dora"): "write tuner_type: lora and use_dora: true, or extend the overlay dora",
@@ -40,8 +33,10 @@ _MEANT = {
     ("tuner.tuner_type", "none"): "write tuner_type: full",
 }
 """Key and value -> what says it, for words of the field that are no value there."""
-LONGEST_KEY = 100
-"""Characters of an unknown key that a message shows."""
+RULES = (
+    *tuner_rules.RULES, *data_rules.RULES, *training_rules.RULES, *launch_rules.RULES, *distillation_rules.RULES,
+)  # fmt: skip
+"""What is asked of several keys together, in this order: later rules trust what earlier ones found right."""
 _LENGTH_KEYS = ("model.max_model_len", "template.max_length")
 
 
@@ -72,7 +67,7 @@ def validate(resolved: Resolved, *, cwd: Path | None = None) -> Recipe:
     # What a broken file would have said is no mistake of the others.
     if not resolved.broken:
         length = check.length()
-        for rule in (*tuner_rules.RULES, *training_rules.RULES, *distillation_rules.RULES):
+        for rule in RULES:
             with suppress(Undecided):
                 rule(settings)
     # A text whose variable is missing may be no path and no number; that is not a second mistake.
@@ -122,14 +117,14 @@ class _Check:
     def sections(self) -> None:
         """Take every key of the tree to where it belongs, converted."""
         for path, where in self.cleared.items():
-            if problem := _cleared_nothing(path, where):
+            if problem := cleared_nothing(path, where):
                 self.problems.append(problem)
         _note_origins(self.tree, "", self.origins)
         for key, node in self.tree.entries:
             if key.name == "global_max_length":
                 self._length(key.name, node)
             elif key.name not in SECTIONS:
-                self._unknown("", key)
+                self.problems.append(unknown_key("", key.name, key.where))
             elif not isinstance(node, MapNode):
                 self.problems.append(_no_mapping(key.name, node))
                 self.wrong.add(key.name)
@@ -140,16 +135,16 @@ class _Check:
     def _key(self, section: str, key: KeyNode, node: Node) -> None:
         dotted = f"{section}.{key.name}"
         before = len(self.problems)
-        if key.name in _FIELDS.get(section, {}):
-            self.own[section][key.name] = convert(node, _FIELDS[section][key.name], dotted, self.problems)
+        if key.name in OWN_KEYS.get(section, {}):
+            self.own[section][key.name] = convert(node, OWN_KEYS[section][key.name], dotted, self.problems)
         elif dotted in _LENGTH_KEYS:
             self._length(dotted, node)
-        elif key.name not in _swift_keys(section):
-            self._unknown(section, key)
+        elif key.name not in swift_keys(section):
+            self.problems.append(unknown_key(section, key.name, key.where))
         elif key.name in REFUSED:
             self.problems.append(Problem(f"{dotted} has no effect in a recipe", REFUSED[key.name], key.where))
         else:
-            wanted = _swift_keys(section)[key.name].accepts()
+            wanted = swift_keys(section)[key.name].accepts()
             self.swift[section][key.name] = convert(node, wanted, dotted, self.problems)
         if isinstance(node, ScalarNode) and (meant := _MEANT.get((dotted, node.text))) and len(self.problems) > before:
             self.problems[-1] = replace(self.problems[-1], do=meant)
@@ -160,11 +155,6 @@ class _Check:
         before = len(self.problems)
         value = convert(node, _LENGTH, key, self.problems)
         self.lengths[key] = value if len(self.problems) == before else None
-
-    def _unknown(self, section: str, key: KeyNode) -> None:
-        dotted = f"{section}.{key.name}" if section else key.name
-        shown = dotted if len(dotted) <= LONGEST_KEY else f"{dotted[:LONGEST_KEY]}…"
-        self.problems.append(Problem(f"unknown key {shown}", _advice(section, key.name), key.where))
 
     def length(self) -> int:
         """The one length, put where ms-swift wants it; 0 beside a problem."""
@@ -213,85 +203,6 @@ def _no_mapping(section: str, node: Node) -> Problem:
     elif isinstance(node, ScalarNode) and re.match(r"\w+[:=]|\w+ =", node.text):
         do = "a key, a colon, a space, a value: write learning_rate: 1.0e-4, say"
     return Problem(f"{section}: a mapping belongs here, not {given}", do, node.where)
-
-
-def _cleared_nothing(path: tuple[str, ...], where: Where) -> Problem | None:
-    """A null at a key that nobody knows clears nothing, which whoever wrote it should hear of."""
-    section, *inner = path
-    if section not in TOP_LEVEL:
-        return Problem(f"unknown key {section}", _advice("", section), where)
-    if not inner or section not in SECTIONS:
-        return None
-    name, *deeper = inner
-    if name not in _FIELDS.get(section, {}) and name not in _swift_keys(section):
-        return Problem(f"unknown key {section}.{name}", _advice(section, name), where)
-    wanted: types.Type | None = _FIELDS.get(section, {}).get(name)
-    for at, part in enumerate(deeper):
-        fields = struct_fields(wanted)
-        if fields is None:
-            return None
-        if part not in fields:
-            return Problem(f"unknown key {'.'.join(path[: at + 3])}", suggest(part, fields), where)
-        wanted = fields[part]
-    return None
-
-
-def _swift_keys(section: str) -> dict[str, SwiftKey]:
-    """ms-swift's keys that a section takes."""
-    return {} if section in CLOSED else _by_section().get(section, {})
-
-
-@cache
-def _by_section() -> dict[str, dict[str, SwiftKey]]:
-    sections: dict[str, dict[str, SwiftKey]] = {}
-    for name, key in swift_table().keys.items():
-        sections.setdefault(key.section, {})[name] = key
-    return sections
-
-
-def _owners(key: str) -> list[str]:
-    """Sections that a key belongs in."""
-    return [section for section in SECTIONS if key in _FIELDS.get(section, {}) or key in _swift_keys(section)]
-
-
-def _advice(section: str, key: str) -> str:
-    """What was probably meant by a key that its section does not have."""
-    table = swift_table()
-    if section and key in TOP_LEVEL:
-        return f"it stands at the top level, not inside {section}: begin its line at the margin"
-    outer, _, inner = key.partition(".")
-    if section and inner and outer in (section, *_FIELDS.get(section, {}), *_swift_keys(section)):
-        return f"write {inner}, without `{outer}.`" if outer == section else f"write {outer}: {{{inner}: …}}"
-    if key in table.gone:
-        return f"ms-swift {table.ms_swift} no longer has it: {table.gone[key]}"
-    if key in table.renamed:
-        now = table.renamed[key].now
-        return f"it is now called {now}, and belongs in {' or '.join(_owners(now))}"
-    if owners := _owners(key):
-        return f"it belongs in {' or '.join(owners)}"
-    if not section:
-        if key.split(".")[0] in SECTIONS and "." in key:
-            return f"put the key under `{key.split('.')[0]}:`"
-        return _nearest_anywhere(key) or suggest(key, TOP_LEVEL)
-    if section == "rlhf" and key in table.keys:
-        return "vltool's distillation has no use for this key of ms-swift's other methods: take the line out"
-    known = [*_FIELDS.get(section, {}), *_swift_keys(section)]
-    if guess := nearest(key, known):
-        return f"did you mean {guess}?"
-    if guess := _nearest_anywhere(key):
-        return guess
-    if section in CLOSED:
-        return suggest(key, known)
-    return "neither vltool nor ms-swift has it; `vltool render-config --schema` lists every key"
-
-
-def _nearest_anywhere(key: str) -> str:
-    """The nearest key of any section, or of the top level."""
-    known = {name: name for name in TOP_LEVEL}
-    for section in SECTIONS:
-        known |= {name: f"{section}.{name}" for name in (*_FIELDS.get(section, {}), *_swift_keys(section))}
-    guess = nearest(key, known, cutoff=0.8)
-    return f"did you mean {known[guess]}?" if guess else ""
 
 
 def _note_origins(tree: MapNode, prefix: str, origins: dict[str, Where]) -> None:

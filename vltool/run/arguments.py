@@ -7,8 +7,8 @@ from typing import Any
 from msgspec import Struct
 
 from vltool.errors import Problem
+from vltool.recipe.launch_rules import accumulation_steps, nearest_batch_sizes
 from vltool.recipe.schema import Recipe
-from vltool.recipe.training_rules import accumulation_steps, nearest_batch_sizes
 from vltool.recipe.tuner_rules import NO_TARGETS
 
 PEFT_NO_TARGETS = "dummy-target-modules"

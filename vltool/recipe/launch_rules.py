@@ -1,0 +1,78 @@
+"""Rules on processes: how a batch is split over them, DeepSpeed, nodes, their environment."""
+
+from __future__ import annotations
+
+import re
+
+from vltool.errors import nearest
+from vltool.recipe.settings import Settings
+
+DEEPSPEED_CONFIGS = ("zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
+"""Names that ms-swift has a DeepSpeed configuration for."""
+
+
+def accumulation_steps(effective: int, per_device: int, processes: int) -> int | None:
+    """Micro-batches of an optimizer step of `effective` samples; None when they do not divide it."""
+    steps, rest = divmod(effective, per_device * processes)
+    return None if rest or not steps else steps
+
+
+def nearest_batch_sizes(effective: int, per_device: int, processes: int) -> str:
+    """The effective batch sizes next to `effective` that can be made."""
+    together = per_device * processes
+    below = max(effective // together, 1)
+    return " or ".join(str(steps * together) for steps in dict.fromkeys((below, effective // together + 1)))
+
+
+def batches_divide(settings: Settings) -> None:
+    """`effective_batch_size` is what accumulation comes to, and is said once."""
+    effective = settings["training.effective_batch_size"]
+    if effective is None:
+        return
+    key, other = "training.effective_batch_size", "training.gradient_accumulation_steps"
+    if settings.written(other):
+        places = f"{settings.where(key)} and {settings.where(other)}"
+        what = f"{key} and gradient_accumulation_steps say the same thing twice ({places})"
+        settings.problem(settings.latest(key, other), what, "write null for one of the two")
+        return
+    per_device = settings["training.per_device_train_batch_size"]
+    on_node = settings["launch.nproc_per_node"]
+    # With `auto` the host decides; `train` looks at it there.
+    processes = (1 if on_node == "auto" else on_node) * settings["launch.nnodes"]
+    if per_device >= 1 and accumulation_steps(effective, per_device, processes) is None:
+        what = f"{key}: {effective} is no multiple of {per_device * processes} samples"
+        what += f" ({per_device} a process x {processes} process{'es' * (processes > 1)})"
+        parts = ("training.per_device_train_batch_size", "launch.nproc_per_node", "launch.nnodes")
+        do = f"write {key.split('.')[1]}: {nearest_batch_sizes(effective, per_device, processes)}"
+        settings.problem(settings.latest(key, *parts), what, do)
+
+
+def deepspeed_is_configured(settings: Settings) -> None:
+    """DeepSpeed needs a configuration, by a name that ms-swift knows or as a file or mapping."""
+    enabled, config = settings["deepspeed.enabled"], settings["deepspeed.config"]
+    if enabled and config is None:
+        what = "deepspeed.enabled is true, but deepspeed.config is missing"
+        settings.problem("deepspeed.enabled", what, "write config: zero2, config: zero3 or a JSON file beside it")
+    if isinstance(config, str) and "/" not in config and config not in ("", *DEEPSPEED_CONFIGS):
+        guess = nearest(config, DEEPSPEED_CONFIGS)
+        do = f"did you mean {guess}?" if guess else f"known: {', '.join(DEEPSPEED_CONFIGS)}; or write a path"
+        settings.problem("deepspeed.config", f"deepspeed.config: there is no {config}", do)
+
+
+def nodes_are_numbered(settings: Settings) -> None:
+    """`node_rank` counts from 0."""
+    rank, nodes = settings["launch.node_rank"], settings["launch.nnodes"]
+    if rank >= nodes:
+        what = f"launch.node_rank: {rank} is none of {nodes} node{'s' * (nodes > 1)}, which are counted from 0"
+        settings.problem("launch.node_rank", what, "write a rank below launch.nnodes")
+
+
+def variables_have_names(settings: Settings) -> None:
+    """Names in `launch.env` that no environment can hold."""
+    for name in settings["launch.env"]:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            key = f"launch.env.{name}"
+            settings.problem(key, f"launch.env: {name!r} is no variable's name", "letters, digits and _ make one")
+
+
+RULES = (batches_divide, deepspeed_is_configured, nodes_are_numbered, variables_have_names)
