@@ -202,7 +202,8 @@ def test_the_placeholder_that_ms_swift_wants_can_go(word):
 
 LEAST = {
     "training.per_device_train_batch_size": 1, "training.per_device_eval_batch_size": 1,
-    "training.gradient_accumulation_steps": 1, "training.logging_steps": 1, "template.max_pixels": 1, "tuner.lora_rank": 1, "training.learning_rate": 0,
+    "training.gradient_accumulation_steps": 1, "training.logging_steps": 1,
+    "template.max_pixels": 1, "tuner.lora_rank": 1, "training.learning_rate": 0,
     "training.weight_decay": 0, "data.dataloader_num_workers": 0,
 }  # fmt: skip
 
