@@ -215,7 +215,7 @@ def test_counts_have_a_least_value(key):
     for below in (LEAST[key] - 1, -7):
         told = problems_of(f"{MINIMAL}{section}: {{{name}: {below}}}\n")
         (problem,) = told
-        assert problem.startswith(f"r.yaml:5:{column}: {key}: {below} is not at least {LEAST[key]}\n")
+        assert problem.startswith(f"r.yaml:5:{column}: {key}: {below} is not a number of at least {LEAST[key]}\n")
     assert problems_of(f"{MINIMAL}{section}: {{{name}: {LEAST[key]}}}\n") == []
     assert problems_of(f"{MINIMAL}{section}: {{{name}: null}}\n") == []
 
@@ -229,7 +229,7 @@ def test_steps_may_be_a_share_of_the_run_but_not_none(key):
 
 def test_a_batch_of_nothing_is_one_problem():
     (told,) = problems_of(f"{MINIMAL}training: {{effective_batch_size: 6, per_device_train_batch_size: 0}}\n")
-    assert "training.per_device_train_batch_size: 0 is not at least 1" in told
+    assert "training.per_device_train_batch_size: 0 is not a number of at least 1" in told
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_shares_and_seeds_have_a_greatest_value(key):
     assert problems_of(f"{MINIMAL}{section}: {{{name}: {RANGES[key]}}}\n") == []
     for beyond in (RANGES[key] + 1, -1):
         (problem,) = problems_of(f"{MINIMAL}{section}: {{{name}: {beyond}}}\n")
-        assert f"{key}: {beyond} is not from 0 to {RANGES[key]}" in problem
+        assert f"{key}: {beyond} is not a number from 0 to {RANGES[key]}" in problem
 
 
 @pytest.mark.parametrize(

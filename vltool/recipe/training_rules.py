@@ -57,8 +57,8 @@ def numbers_lie_in_their_ranges(settings: Settings) -> None:
     for key, (least, most) in _RANGES.items():
         with suppress(Undecided):
             if settings.written(key) and not least <= settings[key] <= most:
-                wanted = f"at least {least}" if most == math.inf else f"from {least} to {most}"
-                settings.problem(key, f"{key}: {settings[key]} is not {wanted}", f"write a number {wanted}")
+                wanted = f"a number of at least {least}" if most == math.inf else f"a number from {least} to {most}"
+                settings.problem(key, f"{key}: {settings[key]} is not {wanted}", f"write {wanted}")
     for key in ("training.save_steps", "training.eval_steps"):
         if settings.written(key) and settings[key] <= 0:
             settings.problem(
