@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -234,3 +235,78 @@ def test_a_reader_that_stops_early_is_no_fault():
 def test_it_runs_as_a_module(tmp_path):
     done = subprocess.run([sys.executable, "-m", "vltool", "--version"], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.startswith("vltool ")
+
+
+def test_a_difference_compares_with_vltools_own_defaults(vltool, mine):
+    _, out, _ = vltool("render-config", "stage3_gkd", "--diff", "stage3")
+    lines = [line.split() for line in out.splitlines()]
+    at = lines.index(["rlhf.rlhf_type"])
+    assert lines[at + 2] == ["stage3", "null", "#", "default"]
+
+
+def test_a_length_written_elsewhere_keeps_its_place(vltool, mine, tmp_path):
+    (tmp_path / "l.yaml").write_text("extends: base\nglobal_max_length: null\ntemplate: {max_length: 8192}\n")
+    _, out, _ = vltool("render-config", "l.yaml", "--diff", "base")
+    assert out.splitlines()[1].split() == ["l.yaml", "8192", "#", "l.yaml:3:24"]
+    _, out, _ = vltool("render-config", "l.yaml", "--json")
+    assert json.loads(out)["origins"]["global_max_length"] == "l.yaml:3:24"
+
+
+def test_a_mapping_and_a_name_are_one_difference(vltool, mine, tmp_path):
+    (tmp_path / "named.yaml").write_text("extends: [base, zero2]\n")
+    (tmp_path / "own.yaml").write_text(
+        "extends: base\ndeepspeed: {enabled: true, config: {zero_optimization: {stage: 2}}}\n"
+    )
+    _, out, err = vltool("render-config", "own.yaml", "--diff", "named.yaml")
+    assert [line.split()[0] for line in out.splitlines()] == ["deepspeed.config", "own.yaml", "named.yaml"]
+    assert "zero_optimization.stage: 2" in out
+    assert err.strip() == "1 difference"
+
+
+def test_args_name_the_lines_of_vltools_own_keys_too(vltool, mine, tmp_path):
+    (tmp_path / "mine.yaml").write_text(MINE + "tuner: {freeze_vit: true, last_vit_blocks: null}\n")
+    _, out, _ = vltool("render-config", mine, "--args", "--json")
+    origins = json.loads(out)["origins"]
+    assert origins["freeze_vit"] == "mine.yaml:6:21"
+    assert origins["model"].startswith("recipes/base.yaml:")
+    # There is no validation data, so that vltool said no.
+    assert "eval_strategy" not in origins
+
+
+def test_args_can_be_looked_at_beside_a_run_and_without_its_records(vltool, mine, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "left.txt").touch()
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "mine.yaml").write_text(MINE + "custom: {train_jsonl: train.jsonl}\n")
+    code, _, err = vltool("render-config", mine, "--args")
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["zero2", "full", "smoke"])
+def test_an_overlay_alone_is_told_to_be_one(name, vltool):
+    code, out, err = vltool("render-config", name)
+    assert (code, out) == (2, "")
+    assert f"{name} is an overlay, and no recipe by itself" in err
+    assert f"extends: [stage3, {name}]" in err
+
+
+def run(arguments, stdout, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "vltool", *arguments],
+        env=os.environ | env, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_results_are_utf_8_whatever_the_terminal_is(mine, tmp_path):
+    (tmp_path / "mine.yaml").write_text(MINE + "custom: {user_prompt: 何が見えますか}\n", encoding="utf-8")
+    done = run(["render-config", mine, "--diff", "base"], subprocess.PIPE, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert (done.returncode, done.stderr) == (0, "14 differences\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_no_traceback():
+    with open("/dev/full", "w") as full:
+        done = run(["render-config", "--schema"], full)
+    assert done.returncode == 3
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr

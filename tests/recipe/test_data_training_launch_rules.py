@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from planning import MINIMAL, notes_of, problems_of, written
 
+from vltool.recipe.batch import accumulation_steps, misfit
 from vltool.recipe.data_rules import PLACEHOLDERS
-from vltool.recipe.launch_rules import DEEPSPEED_CONFIGS, accumulation_steps, nearest_batch_sizes
+from vltool.recipe.launch_rules import DEEPSPEED_CONFIGS
 from vltool.recipe.training_rules import ATTENTION
 
 
@@ -381,7 +382,7 @@ def test_both_rates_by_tower_are_told():
             f"{METRIC}: evaluation logs no vision_kd_loss", "did you mean eval_llm_kd_loss?",
         ),
         (
-            "training: {metric_for_best_model: loss, save_strategy: epoch}", 56,
+            "training: {metric_for_best_model: loss, save_strategy: epoch, eval_strategy: steps}", 56,
             f"{METRIC}: checkpoints are saved by epoch, but evaluated by steps",
             "write the same save_strategy and eval_strategy",
         ),
@@ -509,7 +510,7 @@ def test_what_rules_find_is_told_with_the_rest_in_the_order_of_lines(tmp_path):
 )  # fmt: skip
 def test_accumulation(effective, each, processes, steps, near):
     assert accumulation_steps(effective, each, processes) == steps
-    assert nearest_batch_sizes(effective, each, processes) == near
+    assert misfit(effective, each, processes)[1] == f"write effective_batch_size: {near}"
     for size in map(int, near.split(" or ")):
         assert accumulation_steps(size, each, processes)
 

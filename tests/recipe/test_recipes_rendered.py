@@ -145,6 +145,7 @@ def test_what_an_editor_would_underline(recipe: Any, place: str) -> None:
         {"training": {"learning_rate": 1, "lr_scheduler_kwargs": {"min_lr": 1e-6}}},
         {"custom": {"visual_kd": {"vit": {"weight": None, "enabled": "${VIT}"}}}},
         {"deepspeed": {"enabled": True, "config": {"zero_optimization": {"stage": 2}}}},
+        {"launch": {"env": {"A": None}}, "training": {"report_to": ["${LOGGER}"]}, "extends": ["base", None]},
     ],
 )
 def test_what_an_editor_accepts(recipe: Any) -> None:

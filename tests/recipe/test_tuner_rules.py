@@ -90,7 +90,7 @@ NOTHING = (
             "it has to match full names, model.visual.blocks.0.attn.qkv say; ^$ is the pattern for none",
         ),
         ("{freeze_llm: true}", ":5:21", *NOTHING),
-        ("{tuner_type: full, freeze_llm: true}", ":5:39", *NOTHING),
+        ("{tuner_type: full, freeze_llm: true}", ":5:39", NOTHING[0], "write false for what should train"),
         ("{target_regex: ^$, modules_to_save: []}", ":5:23", "nothing would train", "modules_to_save"),
         ("{target_modules: [], freeze_llm: true}", ":5:9", "nothing would train", "modules_to_save"),
         (
@@ -171,17 +171,15 @@ FULL_DO = "extend the overlay full"
     [
         ("full", "target_modules, lora_rank", FULL_DO),
         ("adalora", "lora_rank", FULL_DO.replace("full", "adalora")),
-        ("vera", "lora_rank", "clear what is inherited (base.yaml:5:46): write lora_rank: null"),
-        (
-            "reft", "target_modules, lora_rank",
-            "clear what is inherited (base.yaml:5:9, base.yaml:5:46): write target_modules: null; lora_rank: null",
-        ),
+        ("vera", "lora_rank", "write lora_rank: null"),
+        ("reft", "target_modules, lora_rank", "write target_modules: null; lora_rank: null"),
     ],
 )  # fmt: skip
 def test_a_tuner_chosen_over_a_base_clears_what_it_inherits(tuner_type, keys, do, tmp_path):
     (tmp_path / "base.yaml").write_text(MINIMAL + "tuner: {target_modules: [q_proj], lora_rank: 8}\n")
     mine = f"extends: base.yaml\ntuner:\n  tuner_type: {tuner_type}\n"
-    told = f"r.yaml:3:15: tuner.tuner_type: {tuner_type} does not read {keys}\n  {do}"
+    places = ", ".join({"target_modules": "base.yaml:5:9", "lora_rank": "base.yaml:5:46"}[k] for k in keys.split(", "))
+    told = f"r.yaml:3:15: tuner.tuner_type: {tuner_type} does not read {keys} ({places})\n  {do}"
     (problem,) = problems_of(mine)
     assert problem.startswith(told)
     assert problems_of(mine + "".join(f"  {key}: null\n" for key in keys.split(", "))) == []

@@ -13,6 +13,7 @@ from planning import House, write_config
 from vltool.errors import Problem
 from vltool.recipe.schema import OWN, REFUSED
 from vltool.recipe.swift_keys import swift_table
+from vltool.recipe.tuner_rules import BY_CLASS
 from vltool.run import unsupported
 from vltool.run.arguments import ALWAYS, PEFT_NO_TARGETS, TunerPlan, last_blocks_regex, swift_arguments, tuner_arguments
 
@@ -81,8 +82,8 @@ def test_processes_of_the_host_decide_what_accumulation_comes_to(house):
     assert problems == []
     assert swift_arguments(recipe, problems, processes=4)[0]["gradient_accumulation_steps"] is None
     (problem,) = problems
-    assert problem.what == "training.effective_batch_size: 6 is no multiple of 4 samples"
-    assert problem.do == "write 4 or 8"
+    assert problem.what == "training.effective_batch_size: 6 is no multiple of 4 samples (1 a process x 4 processes)"
+    assert problem.do == "write effective_batch_size: 4 or 8"
     assert str(problem.where).startswith("mine.yaml:1:")
 
 
@@ -256,7 +257,7 @@ def test_what_is_honoured_is_named_once():
 
 
 @pytest.mark.parametrize("key", ["target_modules", "modules_to_save"])
-@pytest.mark.parametrize("word", unsupported.WHOLE_CLASSES)
+@pytest.mark.parametrize("word", BY_CLASS)
 def test_modules_by_their_class_are_refused(key, word, house):
     (problem,) = house.refused(tuner={key: [word]})
     assert problem.what == f"tuner.{key}: this version of vltool cannot do {word} yet"

@@ -17,7 +17,9 @@ from vltool.training.freeze import GradientAudit, audit_before, expected_towers,
 @pytest.fixture
 def built(overlay, tmp_path):
     def build(extends="stage2_llm_lora", **sections):
-        plan = make_plan(load_recipe(str(overlay(extends, **sections))), cwd=tmp_path)
+        full = sections.get("tuner", {}).get("tuner_type") == "full"
+        recipe = overlay([extends, "full"] if full else extends, **sections)
+        plan = make_plan(load_recipe(str(recipe)), cwd=tmp_path)
         return swift_bridge.build(plan).model, plan.tuner
 
     return build
@@ -183,6 +185,13 @@ def test_fingerprints_see_one_bit(built):
     assert changed == {name}
 
 
-def test_a_saved_module_that_does_not_exist_is_named(built):
-    model, plan = built(tuner={"modules_to_save": ["embed_tokenz"]})
-    assert audit_before(model, plan).problems == ["tuner.modules_to_save: the model has no module embed_tokenz"]
+def test_a_saved_module_that_this_model_does_not_have_is_named(built):
+    name = "model.visual.deepstack_merger_list.7"
+    model, plan = built(tuner={"modules_to_save": [name]})
+    assert audit_before(model, plan).problems == [f"tuner.modules_to_save: the model has no module {name}"]
+
+
+def test_a_saved_module_brings_what_is_inside_it(built):
+    model, plan = built(tuner={"target_regex": "^$", "modules_to_save": ["model.visual"]})
+    assert audit_before(model, plan).problems == []
+    assert expected_towers(model, plan) == {"vision", "aligner", "deepstack"}

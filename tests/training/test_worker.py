@@ -159,8 +159,8 @@ def test_a_separate_teacher_is_the_same_teacher(overlay, train, tiny, tmp_path):
 
 
 def test_full_tuning_distils_from_a_copy_and_saves_a_whole_model(overlay, train):
-    tuner = {"tuner_type": "full", "freeze_llm": True, "freeze_vit": True, "freeze_aligner": False}
-    run = train(overlay("stage3_gkd_forward", tuner=tuner), probe=True)
+    tuner = {"freeze_llm": True, "freeze_vit": True, "freeze_aligner": False, "last_vit_blocks": None}
+    run = train(overlay(["stage3_gkd_forward", "full"], tuner=tuner), probe=True)
     assert run.plan.distillation.teacher == "copy"
     seen = Evidence.read(run.run_dir)
     assert seen.kd_at_start == 0.0

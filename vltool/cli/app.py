@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -49,4 +51,7 @@ app.command()(smoke)
 
 def main() -> None:
     """Entry point of `vltool` and `python -m vltool`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Results are YAML and JSON, which are UTF-8 whatever the terminal is.
+        sys.stdout.reconfigure(encoding="utf-8")
     app()

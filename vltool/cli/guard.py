@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable
 from typing import ParamSpec
@@ -9,11 +10,12 @@ from typing import ParamSpec
 import typer
 
 from vltool.cli.output import Output
-from vltool.errors import VltoolError
+from vltool.errors import MissingOnHost, VltoolError
 
 P = ParamSpec("P")
 
 INTERRUPTED = 130
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
@@ -33,6 +35,11 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
             if kwargs.get("as_json"):
                 problems = [problem.to_json() for problem in error.problems]
                 Output().print_json({"exit_code": code, "problems": problems})
+        except OSError as error:
+            if error.errno not in _UNWRITABLE:
+                raise
+            Output().note(f"cannot write: {error.strerror}")
+            code = MissingOnHost.exit_code
         except KeyboardInterrupt:
             Output().note("interrupted")
             code = INTERRUPTED

@@ -106,7 +106,7 @@ def _arguments(output: Output, recipe: Recipe, *, as_json: bool) -> None:
     from vltool.run.arguments import ALWAYS
     from vltool.run.plan import make_plan
 
-    plan = make_plan(recipe, cwd=Path.cwd())
+    plan = make_plan(recipe, cwd=Path.cwd(), to_show=True)
     arguments = dict(sorted((plan.arguments | ALWAYS).items()))
     if as_json:
         output.print_json({"recipe": recipe.name, "arguments": arguments, "origins": plan.origins})
@@ -149,12 +149,16 @@ def _show(output: Output, names: tuple[str, str], item: Difference) -> None:
 
 
 def _list(output: Output, *, as_json: bool) -> None:
-    from vltool.recipe.resolve import shipped_recipes
+    from vltool.recipe.resolve import OVERLAY, headline, is_overlay, shipped_recipes
 
     rows = [
-        {"name": name, "kind": kind, "purpose": purpose, "file": str(file)}
+        {
+            "name": name,
+            "kind": "overlay" if is_overlay(file) else "recipe",
+            "purpose": headline(file).removeprefix(OVERLAY),
+            "file": str(file),
+        }
         for name, file in shipped_recipes().items()
-        for kind, purpose in [_headline(file)]
     ]
     if as_json:
         output.print_json({"recipes": rows})
@@ -163,11 +167,3 @@ def _list(output: Output, *, as_json: bool) -> None:
         table = [(row["name"], row["purpose"]) for row in rows if row["kind"] == kind]
         output.columns(f"{kind}s", table)
     output.note(f"in {Path(rows[0]['file']).parent}" if rows else "none are installed")
-
-
-def _headline(file: Path) -> tuple[str, str]:
-    """Whether a shipped file is a recipe or an overlay, and what it is for: the first line of its header."""
-    lines = (line[2:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
-    text = next(line for line in lines if not line.startswith("yaml-language-server"))
-    kind, purpose = ("overlay", text.removeprefix("Overlay: ")) if text.startswith("Overlay: ") else ("recipe", text)
-    return kind, purpose[0].upper() + purpose[1:]

@@ -23,7 +23,7 @@ def smoke(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPE]",
+            metavar="RECIPE",
             help="A recipe, run shortened on its own model and data.",
             autocompletion=recipe_names,
         ),

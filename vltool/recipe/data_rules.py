@@ -32,7 +32,7 @@ def prompts_are_texts(settings: Settings) -> None:
     """A prompt that looks like a file which vltool would not read."""
     for key in ("custom.user_prompt", "custom.system_prompt"):
         text = settings[key]
-        if text and re.fullmatch(r"\S+\.\w{1,5}|\S*/\S+", text):
+        if text and re.fullmatch(r"\S+\.\w{1,5}|\S*/\S+|.*\.txt", text):
             settings.note(key, f"{key}: {text} is the prompt itself", "to read a file, name one that ends in .txt")
 
 

@@ -33,11 +33,15 @@ def distillation_is_on(settings: Settings) -> None:
 
 
 def something_is_weighted(settings: Settings) -> None:
-    """Vision terms alone are zero at the start, and so is their gradient."""
-    if settings["rlhf.rlhf_type"] and settings["rlhf.sft_alpha"] == 0 and settings["rlhf.llm_kd_weight"] == 0:
-        at = settings.latest("rlhf.llm_kd_weight", "rlhf.sft_alpha")
-        what = "rlhf.sft_alpha and rlhf.llm_kd_weight are both 0: nothing would be learnt"
-        settings.problem(at, what, "give one of them a weight, sft_alpha: 1.0 say")
+    """Without cross entropy and divergence nothing is left but vision terms."""
+    if settings["rlhf.rlhf_type"] is None or settings["rlhf.sft_alpha"] or settings["rlhf.llm_kd_weight"]:
+        return
+    at = settings.latest("rlhf.llm_kd_weight", "rlhf.sft_alpha")
+    what, do = "rlhf.sft_alpha and rlhf.llm_kd_weight are both 0", "give one of them a weight, sft_alpha: 1.0 say"
+    if settings["custom.visual_kd.enabled"]:
+        settings.note(at, f"{what}: the captions are not learnt, and vision features alone are distilled", do)
+    else:
+        settings.problem(at, f"{what}: nothing would be learnt", do)
 
 
 def beta_is_no_weight(settings: Settings) -> None:

@@ -43,7 +43,7 @@ def json_schema() -> dict[str, Any]:
         "properties": {
             "extends": {
                 "description": "What this recipe is put over; of several the later wins.",
-                "anyOf": [name_or_path, {"type": "array", "items": name_or_path}, _CLEARED],
+                "anyOf": [name_or_path, {"type": "array", "items": {"anyOf": [name_or_path, _CLEARED]}}, _CLEARED],
             },
             "global_max_length": {
                 "description": "The one length knob: tokens of a record, image included.",
@@ -77,6 +77,8 @@ def _section(section: str, definitions: Mapping[str, Any]) -> dict[str, Any]:
 def _own(schema: dict[str, Any]) -> dict[str, Any]:
     told = {name: schema[name] for name in ("description", "default") if name in schema}
     bare = {name: value for name, value in schema.items() if name not in told}
+    if "additionalProperties" in bare and isinstance(bare["additionalProperties"], dict):
+        bare["additionalProperties"] = {"anyOf": [bare["additionalProperties"], _CLEARED]}
     return told | {"anyOf": [bare, _CLEARED, _VARIABLE]}
 
 
@@ -89,7 +91,9 @@ def _swift(key: SwiftKey) -> dict[str, Any]:
     kinds = [_kind(kind) for kind in key.type]
     if key.choices:
         choices = {"enum": list(key.choices)}
-        kinds = [{"type": "array", "items": choices}] if key.type == ("list[str]",) else [choices]
+        kinds = (
+            [{"type": "array", "items": {"anyOf": [choices, _VARIABLE]}}] if key.type == ("list[str]",) else [choices]
+        )
     schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
     told: dict[str, Any] = {"description": f"{key.help} (ms-swift)".lstrip()}
     if key.default is not None:
@@ -100,7 +104,8 @@ def _swift(key: SwiftKey) -> dict[str, Any]:
 def _kind(kind: str) -> dict[str, Any]:
     outer, _, inner = kind.rstrip("]").partition("[")
     if outer == "list":
-        return {"type": "array", "items": _TYPES[inner]}
+        return {"type": "array", "items": {"anyOf": [_TYPES[inner], _VARIABLE]}}
     if outer == "dict":
-        return {"type": "object"} | ({"additionalProperties": _TYPES[inner.split(", ")[1]]} if inner else {})
+        values = _TYPES[inner.split(", ")[1]] if inner else {}
+        return {"type": "object", "additionalProperties": {"anyOf": [values, _CLEARED, _VARIABLE]}}
     return _TYPES[kind]

@@ -8,7 +8,7 @@ from msgspec import inspect as types
 
 from vltool.errors import Problem, Where, nearest
 from vltool.recipe.convert import struct_fields, suggest
-from vltool.recipe.schema import CLOSED, OWN, SECTIONS, TOP_LEVEL
+from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, TOP_LEVEL
 from vltool.recipe.swift_keys import SwiftKey, swift_table
 
 LONGEST_KEY = 100
@@ -54,6 +54,10 @@ def _advice(section: str, key: str) -> str:
     outer, _, inner = key.partition(".")
     if section and inner and outer in (section, *OWN_KEYS.get(section, {}), *swift_keys(section)):
         return f"write {inner}, without `{outer}.`" if outer == section else f"write {outer}: {{{inner}: …}}"
+    if key in REFUSED:
+        return REFUSED[key]
+    if key == "dataset":
+        return "name the records in custom.train_jsonl: take the line out"
     if key in table.gone:
         return f"ms-swift {table.ms_swift} no longer has it: {table.gone[key]}"
     if key in table.renamed:

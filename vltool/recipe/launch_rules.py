@@ -5,23 +5,11 @@ from __future__ import annotations
 import re
 
 from vltool.errors import nearest
+from vltool.recipe.batch import accumulation_steps, misfit
 from vltool.recipe.settings import Settings
 
 DEEPSPEED_CONFIGS = ("zero0", "zero1", "zero2", "zero2_offload", "zero3", "zero3_offload")
 """Names that ms-swift has a DeepSpeed configuration for."""
-
-
-def accumulation_steps(effective: int, per_device: int, processes: int) -> int | None:
-    """Micro-batches of an optimizer step of `effective` samples; None when they do not divide it."""
-    steps, rest = divmod(effective, per_device * processes)
-    return None if rest or not steps else steps
-
-
-def nearest_batch_sizes(effective: int, per_device: int, processes: int) -> str:
-    """The effective batch sizes next to `effective` that can be made."""
-    together = per_device * processes
-    below = max(effective // together, 1)
-    return " or ".join(str(steps * together) for steps in dict.fromkeys((below, effective // together + 1)))
 
 
 def batches_divide(settings: Settings) -> None:
@@ -40,11 +28,8 @@ def batches_divide(settings: Settings) -> None:
     # With `auto` the host decides; `train` looks at it there.
     processes = (1 if on_node == "auto" else on_node) * settings["launch.nnodes"]
     if per_device >= 1 and accumulation_steps(effective, per_device, processes) is None:
-        what = f"{key}: {effective} is no multiple of {per_device * processes} samples"
-        what += f" ({per_device} a process x {processes} process{'es' * (processes > 1)})"
         parts = ("training.per_device_train_batch_size", "launch.nproc_per_node", "launch.nnodes")
-        do = f"write {key.split('.')[1]}: {nearest_batch_sizes(effective, per_device, processes)}"
-        settings.problem(settings.latest(key, *parts), what, do)
+        settings.problem(settings.latest(key, *parts), *misfit(effective, per_device, processes))
 
 
 def deepspeed_is_configured(settings: Settings) -> None:

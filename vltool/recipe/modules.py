@@ -61,6 +61,11 @@ def saved(name: str) -> list[str]:
     return [module for module in MODULES if module.endswith(_INDEX.sub("N", name))]
 
 
+def within(module: str) -> list[str]:
+    """A module of `MODULES` and those inside it."""
+    return [inner for inner in MODULES if inner == module or inner.startswith(f"{module}.")]
+
+
 def adaptable(module: str) -> bool:
     """Whether an adapter can go on a module of `MODULES`: linear ones, and the embedding."""
     return module.endswith("embed_tokens") or _LINEAR.search(module) is not None

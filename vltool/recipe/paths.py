@@ -47,7 +47,7 @@ def anchor_paths(tree: MapNode, folders: Mapping[str, Path], cwd: Path, problems
 
 def _read(key: str, text: str, folder: Path) -> str:
     if key in PROMPTS:
-        return _prompt(key, text, folder) if text.endswith(".txt") and "\n" not in text else text
+        return _prompt(key, text, folder) if _names_a_file(text, folder) else text
     if text == "":
         raise InvalidInput(Problem(f"{key} is an empty text", "name a path; for none write null, or drop the quotes"))
     if key == "deepspeed.config" and not (text.endswith(".json") or "/" in text):
@@ -58,6 +58,13 @@ def _read(key: str, text: str, folder: Path) -> str:
     if key in HUB_IDS and text[0] not in "./~" and text.count("/") <= 1 and not exists(path):
         return text
     return str(path)
+
+
+def _names_a_file(prompt: str, folder: Path) -> bool:
+    """Whether a prompt is the name of a file with its text: a sentence that ends in `.txt` is none."""
+    if not prompt.endswith(".txt") or "\n" in prompt:
+        return False
+    return " " not in prompt or exists(folder / prompt)
 
 
 def _absolute(key: str, text: str, folder: Path) -> Path:

@@ -25,6 +25,8 @@ _BARE = re.compile(r"[A-Za-z/][\w./-]*")
 """Texts that need no quotes, unless they read as something else (`true`, `null`)."""
 _UNPRINTABLE = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 """Characters that JSON may leave alone, and at which YAML would break a line or stumble."""
+_YAML_1_1 = re.compile("y|n|yes|no|on|off", re.IGNORECASE)
+"""Texts that YAML 1.1, which other tools read, takes for truth values."""
 _PIECE = re.compile(r"[^ ]+ *| +")
 
 
@@ -63,12 +65,20 @@ def differences(left: Recipe, right: Recipe) -> list[Difference]:
     ours, theirs = _leaves(document(left), ""), _leaves(document(right), "")
     order = {section: at for at, section in enumerate(SECTIONS)}
     keys = sorted({*ours, *theirs}, key=lambda key: (order.get(key.split(".")[0], -1), key))
-    found = []
+    found: list[Difference] = []
     for key in keys:
-        mine, other = (values[key] if key in values else _default(key) for values in (ours, theirs))
-        if mine != other:
+        mine, other = _at(ours, key), _at(theirs, key)
+        if mine != other and not any(key.startswith(f"{around.key}.") for around in found):
             found.append(Difference(key, mine, left.origins.get(key), other, right.origins.get(key)))
     return found
+
+
+def _at(leaves: Mapping[str, Any], key: str) -> Any:
+    """The value of a key: a leaf, the mapping of the leaves below it, or its default."""
+    if key in leaves:
+        return leaves[key]
+    below = {name.removeprefix(f"{key}."): value for name, value in leaves.items() if name.startswith(f"{key}.")}
+    return below or _default(key)
 
 
 def _leaves(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -82,12 +92,13 @@ def _leaves(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _default(key: str) -> Any:
-    section, _, rest = key.partition(".")
+    section, *parts = key.split(".")
     node: Any = msgspec.to_builtins(OWN[section]()) if section in OWN else {}
-    for part in rest.split("."):
+    swift = swift_table().keys.get(parts[0]) if parts else None
+    if swift is not None and swift.section == section and parts[0] not in node:
+        node = {parts[0]: swift.default}
+    for part in parts:
         node = node.get(part) if isinstance(node, dict) else None
-    if node is None and (swift := swift_table().keys.get(rest)) and swift.section == section:
-        return swift.default
     return node
 
 
@@ -125,8 +136,7 @@ def _lines(values: Mapping[str, Any], origins: Mapping[str, Where], prefix: str,
             yield f"{indent}{_quoted(name)}:", ""
             yield from _lines(value, origins, f"{key}.", indent + "  ")
             continue
-        # The length may have been written as template.max_length.
-        where = origins.get(key) or origins.get("template.max_length" if not indent else key)
+        where = origins.get(key)
         text = f"{indent}{_quoted(name)}: {one_line(value)}"
         *before, last = _broken(text, indent + "    ") if isinstance(value, str) and len(text) > WIDTH else [text]
         yield from ((line, "") for line in before)
@@ -170,7 +180,7 @@ def one_line(value: Any) -> str:
 
 
 def _quoted(text: str) -> str:
-    if _BARE.fullmatch(text) and read_plain(text) == text:
+    if _BARE.fullmatch(text) and read_plain(text) == text and not _YAML_1_1.fullmatch(text):
         return text
     return _printable(json.dumps(text, ensure_ascii=False))
 

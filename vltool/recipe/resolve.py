@@ -40,6 +40,10 @@ class Resolved:
     """Keys that null clears, with the sections around them; the tree has them no more."""
 
 
+OVERLAY = "Overlay: "
+"""How the header of an overlay begins."""
+
+
 @cache
 def shipped_recipes() -> Mapping[str, Path]:
     """Bare name -> file of the recipes that come with vltool."""
@@ -48,6 +52,17 @@ def shipped_recipes() -> Mapping[str, Path]:
         if found := {path.stem: path for path in sorted(folder.glob("*.yaml"))}:
             return found
     return {}
+
+
+def headline(shipped: Path) -> str:
+    """What a shipped file is for: the first line of its header."""
+    lines = (line[2:] for line in shipped.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
+    return next(line for line in lines if not line.startswith("yaml-language-server"))
+
+
+def is_overlay(file: Path) -> bool:
+    """Whether a file is a shipped overlay, to be put over a recipe."""
+    return shipped_recipes().get(file.stem) == file.absolute() and headline(file).startswith(OVERLAY)
 
 
 def find_recipe(name: str, *, beside: Path | None = None) -> tuple[Path, Problem | None]:

@@ -258,6 +258,8 @@ REFUSED: dict[str, str] = {
         ),
         _ITSELF,
     ),
+    "disable_tqdm": "vltool shows its own progress: take the line out",
+    "use_hf": "models are folders on this host: take the line out",
     "deepspeed": "write it under `deepspeed:`, {enabled: true, config: zero2} say",
     "system": "write custom.system_prompt",
     "val_dataset": "name the records in custom.val_jsonl",

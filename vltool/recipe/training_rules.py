@@ -1,9 +1,8 @@
-"""Rules on numbers, learning rates, precision, evaluation and saving."""
+"""Rules on numbers and names in ms-swift's keys, learning rates, precision, evaluation and saving."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -32,7 +31,7 @@ _RANGES: dict[str, tuple[float, float]] = {
         (
             "training.per_device_train_batch_size", "training.per_device_eval_batch_size",
             "training.gradient_accumulation_steps", "training.logging_steps", "training.save_total_limit",
-            "data.dataloader_prefetch_factor", "template.max_pixels", "tuner.lora_rank", "tuner.lora_alpha",
+            "data.dataloader_prefetch_factor", "template.max_pixels", "tuner.lora_rank",
         ),
         (1, math.inf),
     ),
@@ -52,6 +51,11 @@ _RANGES: dict[str, tuple[float, float]] = {
 """Keys of ms-swift's, and the least and the greatest value with which a run makes sense."""
 
 
+_STEPS = "write a number of steps; 0.1 is a tenth of all"
+_ABOVE_ZERO = {"training.save_steps": _STEPS, "training.eval_steps": _STEPS, "tuner.lora_alpha": "write twice the rank"}
+"""Keys whose value has to lie above 0, and what to do."""
+
+
 def numbers_lie_in_their_ranges(settings: Settings) -> None:
     """ms-swift takes any number; some are no run."""
     for key, (least, most) in _RANGES.items():
@@ -59,11 +63,10 @@ def numbers_lie_in_their_ranges(settings: Settings) -> None:
             if settings.written(key) and not least <= settings[key] <= most:
                 wanted = f"a number of at least {least}" if most == math.inf else f"a number from {least} to {most}"
                 settings.problem(key, f"{key}: {settings[key]} is not {wanted}", f"write {wanted}")
-    for key in ("training.save_steps", "training.eval_steps"):
-        if settings.written(key) and settings[key] <= 0:
-            settings.problem(
-                key, f"{key}: {settings[key]} is not above 0", "write a number of steps; 0.1 is a tenth of all"
-            )
+    for key, do in _ABOVE_ZERO.items():
+        with suppress(Undecided):
+            if settings.written(key) and settings[key] <= 0:
+                settings.problem(key, f"{key}: {settings[key]} is not above 0", do)
     if settings["training.max_steps"] <= 0 and not settings["training.num_train_epochs"]:
         at = settings.latest("training.num_train_epochs", "training.max_steps")
         settings.problem(at, "training.num_train_epochs: 0 trains nothing", "write num_train_epochs: 1, or more")
@@ -87,7 +90,7 @@ def rates_by_tower_need_the_optimizer(settings: Settings) -> None:
 
 
 def schedule_takes_its_arguments(settings: Settings) -> None:
-    """Arguments of the learning rate's schedule, a floor among them, and two spellings of warm-up."""
+    """Arguments of the learning rate's schedule, a floor among them."""
     key, inner = "training.lr_scheduler_type", "training.lr_scheduler_kwargs"
     schedule, given = settings[key], settings[inner] or {}
     known = swift_table().schedules[schedule]
@@ -98,13 +101,17 @@ def schedule_takes_its_arguments(settings: Settings) -> None:
             what += f"{settings.elsewhere(key, at)} takes no {name}"
             others = [other for other, names in swift_table().schedules.items() if name in (names or ())]
             guess = nearest(name, known)
-            do = f"did you mean {guess}?" if guess else "write lr_scheduler_kwargs: null"
+            do = f"did you mean {guess}?" if guess else f"write lr_scheduler_kwargs: {{{name}: null}}"
             if others:
-                do = f"write lr_scheduler_type: {' or '.join(others)}; or lr_scheduler_kwargs: null"
+                do = f"write lr_scheduler_type: {' or '.join(others)}; or lr_scheduler_kwargs: {{{name}: null}}"
             settings.problem(at, what, do)
     if schedule.endswith("with_min_lr") and not {"min_lr", "min_lr_rate"} & given.keys():
         at = settings.latest(key, inner)
         settings.problem(at, f"{key}: {schedule} needs a min_lr", "write lr_scheduler_kwargs: {min_lr: 1.0e-6}")
+    if {"min_lr", "min_lr_rate"} <= given.keys():
+        at = settings.latest(f"{inner}.min_lr_rate", f"{inner}.min_lr")
+        what = f"{inner}: min_lr and min_lr_rate both set the floor"
+        settings.problem(at, what, "write null for one of the two")
     floor, rate = given.get("min_lr", 0), settings["training.learning_rate"]
     if isinstance(floor, bool) or not isinstance(floor, int | float) or not 0 <= floor < math.inf:
         settings.problem(f"{inner}.min_lr", f"{inner}.min_lr: {floor!r} is no learning rate", "write min_lr: 1.0e-6")
@@ -146,7 +153,10 @@ def best_checkpoint_can_be_chosen(settings: Settings) -> None:
         guess = nearest(metric, [f"eval_{name}" for name in logged])
         do = f"did you mean {guess}?" if guess else f"evaluation logs {', '.join(logged)}"
         settings.problem(key, f"{key}: evaluation logs no {metric}", do)
-    saving, evaluating = settings["training.save_strategy"], settings["training.eval_strategy"] or "steps"
+    saving = settings["training.save_strategy"]
+    evaluating = settings["training.eval_strategy"] or saving
+    if saving == "best":
+        return
     if saving != evaluating:
         what = f"{key}: checkpoints are saved by {saving}, but evaluated by {evaluating}"
         at = settings.latest("training.save_strategy", "training.eval_strategy", key)
@@ -158,8 +168,12 @@ def best_checkpoint_can_be_chosen(settings: Settings) -> None:
 def _saved_when_evaluated(settings: Settings, key: str) -> None:
     saves = settings["training.save_steps"]
     evaluates = settings["training.eval_steps"] or saves
-    if evaluates >= 1 and saves % evaluates:
-        near = max(evaluates, round(saves / evaluates) * evaluates)
+    # Below 1 they are shares of all steps, which nobody knows yet.
+    if (saves < 1) != (evaluates < 1):
+        return
+    times = saves / evaluates
+    if abs(times - round(times)) > 1e-9 or times < 1:
+        near = max(round(times), 1) * evaluates
         what = f"training.save_steps: {saves:g} is no multiple of eval_steps, {evaluates:g}, by which {key} is known"
         at = settings.latest("training.save_steps", "training.eval_steps", key)
         settings.problem(at, what, f"write save_steps: {near:g}")
@@ -187,23 +201,22 @@ def numbers_are_finite(settings: Settings) -> None:
     """What ms-swift is handed passes through JSON, which has no infinity."""
     for key in (*settings.swift_keys(), "custom.augmentation", "deepspeed.config"):
         with suppress(Undecided):
-            for inner, number in _infinite(settings[key], key):
+            for around, number in _infinite(settings[key], (key,)):
                 # Items of lists that hold mappings have no place of their own.
-                place = inner
-                while not settings.written(place):
-                    place = re.sub(r"(\.[^.\[\]]*|\[\d+\])$", "", place)
-                settings.problem(place, f"{inner}: {number} is not finite", "write a finite number")
+                place = next(filter(settings.written, reversed(around)), key)
+                settings.problem(place, f"{around[-1]}: {number} is not finite", "write a finite number")
 
 
-def _infinite(value: Any, key: str) -> Iterator[tuple[str, float]]:
+def _infinite(value: Any, around: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], float]]:
+    """Numbers that are not finite, each with its key after those around it."""
     if isinstance(value, float) and not math.isfinite(value):
-        yield key, value
+        yield around, value
     elif isinstance(value, dict):
         for name, inner in value.items():
-            yield from _infinite(inner, f"{key}.{name}")
+            yield from _infinite(inner, (*around, f"{around[-1]}.{name}"))
     elif isinstance(value, list | tuple):
         for at, item in enumerate(value):
-            yield from _infinite(item, f"{key}[{at}]")
+            yield from _infinite(item, (*around, f"{around[-1]}[{at}]"))
 
 
 RULES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from vltool.errors import nearest
-from vltool.recipe.modules import LISTS, Part, adaptable, close_to, matched, named, part_of, saved
+from vltool.recipe.modules import LISTS, Part, adaptable, close_to, matched, named, part_of, saved, within
 from vltool.recipe.settings import Settings, Undecided
 
 _ADAPTERS = ("lora", "longlora", "adalora", "boft", "fourierft", "vera")
@@ -26,8 +26,11 @@ _READ_BY: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
     ),
 )  # fmt: skip
 """Keys of `tuner`, or how they begin, and the tuners that read them (ms-swift, pipelines/train/tuner.py)."""
-WORDS = ("all-linear", "all-embedding", "all-norm")
+BY_CLASS = ("all-embedding", "all-norm")
 """ms-swift's words for modules by their class."""
+WORDS = ("all-linear", *BY_CLASS)
+_OVERLAYS = ("full", "adalora", "boft", "fourierft")
+"""Tuners that have a shipped overlay of their name."""
 NO_TARGETS = ("^$", "")
 """Target patterns that mean no module."""
 
@@ -47,10 +50,10 @@ def keys_fit_the_tuner(settings: Settings) -> None:
         else:
             inherited.append(key.removeprefix("tuner."))
     if inherited:
-        what = f"tuner.tuner_type: {tuner} does not read {', '.join(inherited)}"
-        at = ", ".join(dict.fromkeys(str(settings.where(f"tuner.{key}")) for key in inherited))
-        do = f"clear what is inherited ({at}): write {'; '.join(f'{key}: null' for key in inherited)}"
-        if tuner in ("full", "adalora", "boft", "fourierft"):
+        places = ", ".join(dict.fromkeys(str(settings.where(f"tuner.{key}")) for key in inherited))
+        what = f"tuner.tuner_type: {tuner} does not read {', '.join(inherited)} ({places})"
+        do = f"write {'; '.join(f'{key}: null' for key in inherited)}"
+        if tuner in _OVERLAYS and not chosen.file.endswith(f"{tuner}.yaml"):
             do = f"extend the overlay {tuner} too, which clears what is inherited, in place of this line"
         settings.problem("tuner.tuner_type", what, do)
 
@@ -75,6 +78,8 @@ def names_mean_modules(settings: Settings) -> None:
             if not (meant := named(name)):
                 guess = nearest(name, WORDS, cutoff=0.7) or close_to(name)
                 do = f"did you mean {guess}?" if guess else "names are those of transformers, model.visual.merger say"
+                if "experts." in name:
+                    do = "what is inside the experts of a layer are parameters, no modules: mlp.experts is one module"
                 settings.problem(item, f"tuner.{key}: no module of Qwen3-VL is called {name}", do)
             elif key == "target_modules" and not any(map(adaptable, meant)):
                 what = f"tuner.{key}: {name} is no linear module, which is what an adapter goes on"
@@ -124,7 +129,10 @@ def trained_parts(settings: Settings) -> set[Part]:
         adapted = by_flags
     else:
         adapted = {part_of(module) for name in targets for module in named(name)}
-    return adapted | {part_of(module) for name in settings["tuner.modules_to_save"] for module in saved(name)}
+    copied = {
+        part_of(inner) for name in settings["tuner.modules_to_save"] for top in saved(name) for inner in within(top)
+    }
+    return adapted | copied
 
 
 def _compiled(regex: str) -> re.Pattern[str]:
@@ -136,19 +144,38 @@ def _compiled(regex: str) -> re.Pattern[str]:
 
 def something_trains(settings: Settings) -> None:
     """Everything frozen."""
-    trained = trained_parts(settings)
-    words = {*settings["tuner.target_modules"], *settings["tuner.modules_to_save"]} & {"all-embedding", "all-norm"}
-    if not trained and not words:
+    trained, full = trained_parts(settings), settings["tuner.tuner_type"] == "full"
+    by_name = {*settings["tuner.target_modules"], *settings["tuner.modules_to_save"]} & set(BY_CLASS)
+    if full and any(settings.written(f"tuner.trainable_parameters{suffix}") for suffix in ("", "_regex")):
+        return
+    if not trained and not by_name:
         what = "nothing would train: freeze_llm, freeze_vit and freeze_aligner freeze all that the tuner targets"
-        do = "write false for what should train, or name it in modules_to_save"
+        do = "write false for what should train" + ("" if full else ", or name it in modules_to_save")
         at = settings.latest("tuner.freeze_llm", "tuner.freeze_vit", "tuner.freeze_aligner", "tuner.tuner_type")
         for key in ("target_regex", "target_modules"):
             # Targets that name no module leave nothing to train, whatever the flags say.
-            if settings["tuner.tuner_type"] != "full" and settings[f"tuner.{key}"] in (*NO_TARGETS, []):
+            if not full and settings[f"tuner.{key}"] in (*NO_TARGETS, []):
                 what = f"nothing would train: tuner.{key} targets no module, and modules_to_save names none"
                 at = settings.latest(f"tuner.{key}", "tuner.modules_to_save")
                 break
         settings.problem(at, what, do)
+
+
+def flags_say_what_trains(settings: Settings) -> None:
+    """Adapter targets by name or pattern reach what they reach, whatever the freeze flags say."""
+    key = "tuner.target_modules" if settings["tuner.target_regex"] is None else "tuner.target_regex"
+    if settings["tuner.tuner_type"] not in _ADAPTERS or "all-linear" in settings[key] or settings[key] in NO_TARGETS:
+        return
+    trained = trained_parts(settings)
+    for flag, part in (("freeze_llm", "language"), ("freeze_vit", "vision"), ("freeze_aligner", "aligner")):
+        flag = f"tuner.{flag}"
+        if not settings.written(flag) or not settings.settled_by(flag, key):
+            continue
+        trains = part in trained or (part == "aligner" and "deepstack" in trained)
+        if settings[flag] == trains:
+            reach = "reaches it" if trains else "reaches nothing there"
+            what = f"{flag}: {str(settings[flag]).lower()}, but {key.split('.')[1]} ({settings.where(key)}) {reach}"
+            settings.note(flag, what, "targets decide: make the two agree, or write target_modules: [all-linear]")
 
 
 def vision_blocks_are_counted_where_they_train(settings: Settings) -> None:
@@ -189,6 +216,7 @@ RULES = (
     names_mean_modules,
     pattern_means_modules,
     something_trains,
+    flags_say_what_trains,
     vision_blocks_are_counted_where_they_train,
     merging_needs_an_earlier_stage,
     copies_can_be_merged,

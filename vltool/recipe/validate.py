@@ -18,7 +18,7 @@ from vltool.recipe.convert import convert
 from vltool.recipe.keys import OWN_KEYS, cleared_nothing, swift_keys, unknown_key
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode, SeqNode
 from vltool.recipe.paths import anchor_paths
-from vltool.recipe.resolve import Resolved, resolve_files
+from vltool.recipe.resolve import Resolved, file_of, is_overlay, resolve_files
 from vltool.recipe.schema import CLOSED, OWN, REFUSED, SECTIONS, Length, Recipe
 from vltool.recipe.settings import Settings, Undecided
 
@@ -74,6 +74,9 @@ def validate(resolved: Resolved, *, cwd: Path | None = None) -> Recipe:
     told = {problem.where for problem in resolved.unset}
     found = (problem for problem in (*check.problems, *settings.problems) if problem.where not in told)
     problems = [*resolved.broken, *resolved.unset, *found]
+    if problems and len(resolved.files) == 1 and is_overlay(file_of(resolved.file)):
+        do = f"put it over a recipe: extends: [stage3, {resolved.name}]"
+        raise InvalidInput(Problem(f"{resolved.name} is an overlay, and no recipe by itself", do))
     if problems:
         raise InvalidInput(sorted(problems, key=lambda problem: _order(resolved, problem.where)))
     check.drop_placeholder()
@@ -164,6 +167,7 @@ class _Check:
             self.problems.append(Problem("no length: global_max_length is missing", do, Where(self.file)))
             return 0
         length = self.lengths[knob]
+        self.origins.setdefault("global_max_length", self.origins[knob])
         for key in _LENGTH_KEYS:
             other = self.lengths.get(key, length)
             if other != length and None not in (other, length):
@@ -200,6 +204,8 @@ def _no_mapping(section: str, node: Node) -> Problem:
     do = "indent its keys below it"
     if section == "deepspeed":
         do = f"write deepspeed: {{enabled: true, config: {given}}}"
+    elif section == "model" and isinstance(node, ScalarNode):
+        do = f"write model: {{model: {node.text}}}"
     elif isinstance(node, ScalarNode) and re.match(r"\w+[:=]|\w+ =", node.text):
         do = "a key, a colon, a space, a value: write learning_rate: 1.0e-4, say"
     return Problem(f"{section}: a mapping belongs here, not {given}", do, node.where)

@@ -7,7 +7,7 @@ from typing import Any
 from msgspec import Struct
 
 from vltool.errors import Problem
-from vltool.recipe.launch_rules import accumulation_steps, nearest_batch_sizes
+from vltool.recipe.batch import accumulation_steps, misfit
 from vltool.recipe.schema import Recipe
 from vltool.recipe.tuner_rules import NO_TARGETS
 
@@ -59,8 +59,7 @@ def swift_arguments(
         arguments["gradient_accumulation_steps"] = accumulation_steps(effective, per_device, processes)
         origins["gradient_accumulation_steps"] = str(where)
         if arguments["gradient_accumulation_steps"] is None:
-            what = f"training.effective_batch_size: {effective} is no multiple of {per_device * processes} samples"
-            problems.append(Problem(what, f"write {nearest_batch_sizes(effective, per_device, processes)}", where))
+            problems.append(Problem(*misfit(effective, per_device, processes), where))
     if "metric_for_best_model" in arguments:
         arguments["metric_for_best_model"] = arguments["metric_for_best_model"].replace("eval/", "eval_", 1)
     if "seed" in arguments:

@@ -15,7 +15,7 @@ from vltool import __version__
 from vltool.checkpoint.architecture import Architecture, read_architecture
 from vltool.data.conversation import Prompts
 from vltool.errors import InvalidInput, Problem
-from vltool.recipe.schema import Recipe
+from vltool.recipe.schema import Recipe, Tuner
 from vltool.run import unsupported
 from vltool.run.arguments import TunerPlan, last_blocks_regex, swift_arguments, tuner_arguments
 from vltool.run.evidence import to_json
@@ -114,22 +114,25 @@ def make_plan(
     now: datetime | None = None,
     debug: bool = False,
     probe: bool = False,
+    to_show: bool = False,
 ) -> RunPlan:
     """Turn a recipe into a plan for one process on this host. Writes nothing.
 
+    to_show: the plan is looked at and not run, so that records may be elsewhere and the run folder in use.
     Raises InvalidInput with every problem: what is not built yet, absent paths, a checkpoint that is no
     Qwen3-VL, arguments that contradict each other, a run folder in use.
     """
     env = recipe.launch.env | dict(os.environ if env is None else env)
     problems = [*unsupported.problems(recipe), *_environment(recipe, env)]
     architecture = _checkpoint(recipe, "model.model", recipe.model.model, problems)
-    _absent_files(recipe, problems)
+    if not to_show:
+        _absent_files(recipe, problems)
     if not recipe.custom.user_prompt:
         problems.append(
             Problem("custom.user_prompt is missing", "say what the model is asked", recipe.where("custom.user_prompt"))
         )
     model_type = recipe.model.model_type or (architecture.model_type if architecture else "")
-    run_dir, resume = choose_folder(recipe, cwd, now or datetime.now(UTC), problems)
+    run_dir, resume = choose_folder(recipe, cwd, now or datetime.now(UTC), [] if to_show else problems)
     arguments, origins = swift_arguments(recipe, problems)
     tuner = _tuner(recipe, architecture)
     distillation = _distillation(recipe, architecture, tuner, arguments, problems)
@@ -144,8 +147,11 @@ def make_plan(
         "max_length": recipe.global_max_length,
         "max_model_len": recipe.global_max_length,
     }
+    origins |= _own_origins(recipe)
     if custom.val_jsonl is None:
         arguments["eval_strategy"] = "no"
+        for name in ("eval_strategy", "eval_steps"):
+            origins.pop(name, None)
         arguments.pop("eval_steps", None)
     dump = None
     if custom.dump_conversation_text or custom.dump_conversation_path:
@@ -181,6 +187,14 @@ def make_plan(
         debug=debug,
         probe=probe,
     )
+
+
+def _own_origins(recipe: Recipe) -> dict[str, str]:
+    """Places of those of ms-swift's arguments that a recipe writes in keys which vltool reads itself."""
+    keys = {field: f"tuner.{field}" for field in Tuner.__struct_fields__}
+    keys |= {"model": "model.model", "model_type": "model.model_type", "output_dir": "training.output_dir"}
+    keys |= dict.fromkeys(("max_length", "max_model_len"), "global_max_length")
+    return {name: str(recipe.origins[key]) for name, key in keys.items() if key in recipe.origins}
 
 
 def _smaller(*limits: int | None) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any
 from vltool.errors import Problem
 from vltool.recipe.schema import Recipe, Tuner
 from vltool.recipe.swift_keys import swift_table
+from vltool.recipe.tuner_rules import BY_CLASS
 
 _DO = "take it out of the recipe, or wait for the version that builds it"
 
@@ -17,11 +18,11 @@ HONOURED = frozenset(
         # model and template
         "attn_impl", "experts_impl", "max_model_len", "max_length", "max_pixels",
         # data
-        "data_seed", "dataloader_drop_last", "dataloader_in_order", "dataloader_num_workers",
+        "data_seed", "dataloader_drop_last", "dataloader_num_workers",
         "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
         "train_dataloader_shuffle",
         # tuner
-        "lora_rank", "lora_alpha", "lora_dropout", "lora_dtype",
+        "lora_rank", "lora_alpha", "lora_dropout",
         "adalora_beta1", "adalora_beta2", "adalora_deltaT", "adalora_init_r", "adalora_orth_reg_weight",
         "adalora_target_r", "adalora_tfinal", "adalora_tinit",
         "boft_block_num", "boft_block_size", "boft_dropout", "boft_n_butterfly_factor",
@@ -29,7 +30,7 @@ HONOURED = frozenset(
         # training: length, rates, precision
         "num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size",
         "gradient_accumulation_steps", "learning_rate", "aligner_lr", "vit_lr", "lr_scheduler_type",
-        "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim", "optim_args", "weight_decay", "adam_beta1",
+        "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio", "optim_args", "weight_decay", "adam_beta1",
         "adam_beta2", "adam_epsilon", "max_grad_norm", "bf16", "tf32", "use_cpu", "gradient_checkpointing",
         "gradient_checkpointing_kwargs", "vit_gradient_checkpointing", "torch_empty_cache_steps", "seed",
         "full_determinism",
@@ -52,6 +53,10 @@ PARTLY: dict[str, tuple[Any, ...]] = {
     "lazy_tokenize": (True,),
     "logging_strategy": ("steps", "epoch"),
     "loss_scale": ("default", "last_round", "all"),
+    # Adapters train in fp32 whatever the model's dtype.
+    "lora_dtype": ("float32",),
+    # Others want packages, or other arguments, or do the step where no audit can see its gradients.
+    "optim": ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd"),
     "optimizer": ("default", "multimodal"),
     "save_strategy": ("steps", "epoch"),
     "task_type": ("causal_lm",),
@@ -65,10 +70,6 @@ PARTLY: dict[str, tuple[Any, ...]] = {
 def honoured(name: str, value: Any) -> bool:
     """Whether a run would do what this value of a key of ms-swift's says."""
     return name in HONOURED or value in PARTLY.get(name, (swift_table().keys[name].default,))
-
-
-WHOLE_CLASSES = ("all-embedding", "all-norm")
-"""ms-swift's words for modules by their class, which the audits cannot hold against a tower."""
 
 
 def _narrowed(tuner: Tuner) -> bool:
@@ -123,7 +124,8 @@ def problems(recipe: Recipe) -> list[Problem]:
         what = "tuner.target_modules: ms-swift takes all-linear alone, and drops the names beside it"
         found.append(Problem(what, "write a target_regex", recipe.where("tuner.target_modules")))
     for key in ("target_modules", "modules_to_save"):
-        for word in WHOLE_CLASSES:
+        # The audits cannot hold them against a tower.
+        for word in BY_CLASS:
             if word in getattr(tuner, key):
                 what = f"tuner.{key}: this version of vltool cannot do {word} yet"
                 found.append(Problem(what, "name the modules", recipe.where(f"tuner.{key}")))

@@ -11,6 +11,7 @@ from msgspec import Struct
 from torch import Tensor, nn
 
 from vltool.checkpoint.architecture import TOWERS, Tower, deepstack_index, plain_name, tensor_kind, tower_of
+from vltool.recipe.tuner_rules import NO_TARGETS
 from vltool.run.arguments import TunerPlan
 from vltool.run.evidence import TowerRow
 
@@ -29,7 +30,7 @@ def _target_modules(model: nn.Module, tuner: TunerPlan) -> Iterable[str]:
         if not isinstance(module, nn.Linear) or ".lora_" in name or name.endswith((".lora_A", ".lora_B")):
             continue
         if tuner.target_regex is not None:
-            if tuner.target_regex not in ("^$", "") and re.fullmatch(tuner.target_regex, plain):
+            if tuner.target_regex not in NO_TARGETS and re.fullmatch(tuner.target_regex, plain):
                 yield plain
         elif "all-linear" in tuner.target_modules:
             tower = tower_of(plain)
@@ -63,9 +64,10 @@ def expected_towers(model: nn.Module, tuner: TunerPlan) -> set[Tower]:
 
 
 def _towers_named(model: nn.Module, name: str) -> set[Tower]:
-    """Towers of the modules that a name in `modules_to_save` means to peft: a whole name, or the end of one."""
-    plain = (plain_name(module + ".").rstrip(".") for module, _ in model.named_modules())
-    return {tower_of(module) for module in plain if module == name or module.endswith(f".{name}")}
+    """Towers of the modules that a name in `modules_to_save` means to peft, and of those inside them."""
+    plain = {plain_name(module + ".").rstrip(".") for module, _ in model.named_modules()}
+    tops = {module for module in plain if module == name or module.endswith(f".{name}")}
+    return {tower_of(module) for module in plain if any(f"{module}.".startswith(f"{top}.") for top in tops)}
 
 
 def _has_own_head(model: nn.Module) -> bool:
