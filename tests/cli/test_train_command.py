@@ -259,4 +259,4 @@ def test_a_schedule_that_takes_no_min_lr_is_named_with_both_lines(vltool, writte
     assert code == 2
     assert "mine.yaml:7" in err
     assert "base.yaml" in err
-    assert "lr_scheduler_kwargs: null" in err
+    assert "lr_scheduler_kwargs: {min_lr: null}" in err
