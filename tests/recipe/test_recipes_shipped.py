@@ -168,3 +168,13 @@ def test_smoke_can_be_extended_too(tmp_path: Path) -> None:
     mine, smoked = load_recipe(str(tmp_path / "mine.yaml"), env=DATA), _load("stage3_gkd", "smoke")
     assert _values(mine) == _values(smoked)
     assert smoked.name == "stage3_gkd"
+
+
+def test_vision_terms_weigh_a_tenth() -> None:
+    visual = _load("stage3_gkd_visual").custom.visual_kd
+    assert visual.enabled
+    for term in (visual.vit, visual.aligner, visual.deepstack):
+        assert (term.enabled, term.weight, term.distance) == (True, 0.1, "mse")
+    only = load_recipe("stage3", overlays=["visual_kd_only"], env=DATA)
+    assert only.rlhf.llm_kd_weight == 0.0
+    assert (only.custom.visual_kd.vit.enabled, only.custom.visual_kd.aligner.weight) == (False, 0.1)
