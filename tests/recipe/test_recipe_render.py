@@ -158,6 +158,20 @@ def test_nasty_texts_come_back(text: str) -> None:
     _again(recipe)
 
 
+LONG = "/a-folder" * 20
+WORDY = 'of many words, "quoted" too,  with two spaces ' * 9
+
+
+@pytest.mark.parametrize("text", [LONG, WORDY, f"{LONG} {WORDY}", " " * 300, "é" * 300, f"{' ' * 150}x", WORDY + "\n"])
+@pytest.mark.parametrize("key", ["run_name", "two words and a long key " * 8])
+def test_long_texts_are_broken_and_come_back(text: str, key: str) -> None:
+    kwargs = {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {key: text}, "run_name": text}
+    recipe = _load(MINIMAL | {"training": kwargs})
+    _again(recipe)
+    rendered = to_yaml(recipe, provenance=False)
+    assert max(map(len, rendered.splitlines())) <= 400
+
+
 TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=30) | st.lists(
     st.sampled_from(NASTY), max_size=4
 ).map("".join)

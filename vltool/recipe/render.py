@@ -137,18 +137,21 @@ def _lines(values: Mapping[str, Any], origins: Mapping[str, Where], prefix: str,
             yield from _lines(value, origins, f"{key}.", indent + "  ")
             continue
         where = origins.get(key)
-        text = f"{indent}{_quoted(name)}: {one_line(value)}"
-        *before, last = _broken(text, indent + "    ") if isinstance(value, str) and len(text) > WIDTH else [text]
+        head, text = f"{indent}{_quoted(name)}: ", one_line(value)
+        quoted = isinstance(value, str) and text.startswith('"')
+        *before, last = _broken(head, text, indent + "    ") if quoted else [head + text]
         yield from ((line, "") for line in before)
         yield last, str(where or "")
 
 
-def _broken(line: str, indent: str) -> Iterator[str]:
-    r"""A line that ends in a quoted text, broken after spaces inside it; `\\` joins a line to the next."""
-    begun = line.index('"') + 1
-    start = line[:begun]
-    for piece in _PIECE.findall(line[begun:]):
-        if len(start) + len(piece) >= WIDTH and start.strip(' "'):
+def _broken(head: str, text: str, indent: str) -> Iterator[str]:
+    r"""A quoted text after `head`, broken after spaces where it is long; `\` joins a line to the next."""
+    if len(head) + len(text) <= WIDTH:
+        yield head + text
+        return
+    start = head + '"'
+    for piece in _PIECE.findall(text[1:]):
+        if len(start) + len(piece) >= WIDTH and start not in (head + '"', indent):
             yield f"{start}\\"
             start = indent
         start += piece
