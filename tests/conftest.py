@@ -105,6 +105,9 @@ class Silent:
     def towers(self, rows: Any) -> None:
         self.table = list(rows)
 
+    def carried(self, checkpoint: str, rows: Any) -> None:
+        self.carried_rows = list(rows)
+
     def progress(self, what: str, done: int, total: int) -> None: ...
 
     def row(self, row: dict[str, int | float]) -> None:

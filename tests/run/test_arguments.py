@@ -379,13 +379,15 @@ FEATURES = {
     "launch.rdzv_backend": ({"launch": {"rdzv_backend": "c10d"}}, {}),
     "launch.rdzv_endpoint": ({"launch": {"rdzv_endpoint": "h:1"}}, {}),
     "launch.rdzv_id": ({"launch": {"rdzv_id": "1"}}, {}),
-    "tuner.resume_from_checkpoint": ({"tuner": {"resume_from_checkpoint": "x"}}, {}),
     "tuner.merge_previous": ({"tuner": {"merge_previous": "x", "resume_from_checkpoint": "y"}}, {}),
     "tuner.target_modules": (
         {"tuner": {"target_modules": ["q_proj"], "freeze_vit": False, "last_vit_blocks": 2}},
         {"tuner": {"target_modules": ["q_proj"]}},
     ),
-    "tuner.tuner_type": ({"tuner": {"tuner_type": "adalora", "lora_rank": None}}, {"tuner": FULL}),
+    "tuner.tuner_type": (
+        {"tuner": {"tuner_type": "vera", "lora_rank": None, "lora_alpha": None, "lora_dropout": None}},
+        {"tuner": FULL},
+    ),
     "quantization": ({"quantization": {"quant_bits": 4}}, {"quantization": {}}),
     "rlhf.seq_kd": ({"rlhf": {"seq_kd": True}}, {"rlhf": {"seq_kd_ratio": 0.5}}),
     "rlhf.lmbda": ({"rlhf": {"lmbda": 0.1}}, {"rlhf": {"temperature": 0.5, "max_completion_length": 9}}),
@@ -396,7 +398,9 @@ FEATURES = {
 """Key -> sections that ask for what cannot be done, and sections that look alike and are accepted."""
 
 
-BESIDE = {"launch.node_rank": {"launch.nnodes"}, "tuner.merge_previous": {"tuner.resume_from_checkpoint"}}
+BESIDE = {
+    "launch.node_rank": {"launch.nnodes"},
+}
 """Keys without which another would be a mistake, and that cannot be done yet either."""
 
 

@@ -193,6 +193,7 @@ class Judge:
         ):
             return None, verdict("fail", f"its base is {census.base}, the recipe's is {self._plan.model}")
         trained = {row.tower for row in self._seen.towers or [] if row.trainable}
+        trained |= {row.tower for row in self._seen.carried or []}
         held = {tower for tower, count in census.per_tower().items() if count}
         if wanted == "adapter" and held != trained:
             return None, verdict("fail", f"holds {', '.join(sorted(held))}; trained were {', '.join(sorted(trained))}")

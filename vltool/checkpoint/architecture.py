@@ -45,10 +45,19 @@ def deepstack_index(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
+_ADAPTER_PARTS = ("lora_", "boft_", "fourierft_")
+"""How peft's names of an adapter's own parameters begin."""
+
+
+def in_adapter(name: str) -> bool:
+    """Whether a parameter's name is one that an adapter's checkpoint holds: its own, or in a saved module."""
+    return ".modules_to_save." in name or any(part.startswith(_ADAPTER_PARTS) for part in name.split("."))
+
+
 def tensor_kind(name: str) -> str:
-    """What a trainable tensor is: `lora_A`, `lora_B`, `weight`, `bias`, …"""
+    """What a trainable tensor is: `lora_A`, `lora_B`, `boft_R`, `weight`, `bias`, …"""
     parts = [part for part in name.split(".") if part not in ("default", "weight")]
-    return parts[-1] if parts and parts[-1].startswith(("lora_", "bias")) else "weight"
+    return parts[-1] if parts and parts[-1].startswith((*_ADAPTER_PARTS, "bias")) else "weight"
 
 
 class Architecture(Struct, frozen=True, kw_only=True):

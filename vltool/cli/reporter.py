@@ -54,6 +54,18 @@ class RunReporter:
             )
         self._output.talk.print(table)
 
+    def carried(self, checkpoint: str, rows: Sequence[Any]) -> None:
+        """The table of what was taken over from an earlier stage."""
+        if self._quiet:
+            return
+        from rich.table import Table
+
+        title = f"carried from {checkpoint}"
+        table = Table("tower", "LoRA", "in full", "LoRA folded in", title=title, title_justify="left")
+        for row in rows:
+            table.add_row(row.tower, str(row.adapted), str(row.copied), str(row.folded))
+        self._output.talk.print(table)
+
     def progress(self, what: str, done: int, total: int) -> None:
         """A bar on a terminal; elsewhere a line every half a minute, and none for training, whose rows are lines."""
         if self._quiet:

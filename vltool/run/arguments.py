@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from msgspec import Struct
@@ -10,6 +11,7 @@ from vltool.errors import Problem
 from vltool.recipe.batch import accumulation_steps, misfit
 from vltool.recipe.schema import Recipe
 from vltool.recipe.tuner_rules import NO_TARGETS
+from vltool.run.chain import ChainPlan
 
 PEFT_NO_TARGETS = "dummy-target-modules"
 """peft's word for an adapter without targets, for `target_regex: '^$'`, which peft refuses (DUMMY_TARGET_MODULES)."""
@@ -39,6 +41,8 @@ class TunerPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     modules_to_save: tuple[str, ...]
     frozen_vit_blocks: int
     """Vision blocks before this one stay frozen although `freeze_vit` is false."""
+    carried: ChainPlan | None = None
+    """The earlier stage that this stage's adapter holds too; the fields above are this stage's own."""
 
 
 def swift_arguments(
@@ -93,15 +97,58 @@ def tuner_arguments(tuner: TunerPlan) -> dict[str, Any]:
         if tuner.frozen_vit_blocks:
             early = [f"model.visual.blocks.{block}." for block in range(tuner.frozen_vit_blocks)]
             chosen["freeze_parameters"] = ["model.visual.patch_embed", "model.visual.pos_embed", *early]
-    elif tuner.target_regex is not None:
-        chosen["target_regex"] = PEFT_NO_TARGETS if tuner.target_regex in NO_TARGETS else tuner.target_regex
+        return chosen
+    regex = tuner.target_regex
+    if tuner.carried is not None:
+        chosen["modules_to_save"] = list(dict.fromkeys((*tuner.modules_to_save, *tuner.carried.saved)))
+        regex = union_regex(tuner, tuner.carried)
+    if regex is not None:
+        chosen["target_regex"] = PEFT_NO_TARGETS if regex in NO_TARGETS else regex
     return chosen
+
+
+def union_regex(tuner: TunerPlan, carried: ChainPlan) -> str:
+    """Modules that get a LoRA when an earlier stage is carried: this stage's own and the earlier one's.
+
+    None of those that are trained or kept in full, where peft would lay a LoRA aside without a word.
+    """
+    in_full = (*tuner.modules_to_save, *carried.saved)
+    adapted = [re.escape(name) for name in carried.adapted if not any(named_in(name, module) for module in in_full)]
+    own = own_regex(tuner)
+    parts = ([] if own in NO_TARGETS else [f"(?:{own})"]) + adapted
+    if not parts:
+        return NO_TARGETS[0]
+    # As peft does: a saved module is one whose name ends with these characters.
+    guard = "".join(rf"(?!(?:.*)?{re.escape(module)}(?:\.|$))" for module in in_full)
+    return f"^{guard}(?:{'|'.join(parts)})$"
+
+
+def named_in(name: str, module: str) -> bool:
+    """Whether a module lies inside one that `modules_to_save` names by these characters."""
+    parts = name.split(".")
+    return any(".".join(parts[:end]).endswith(module) for end in range(1, len(parts) + 1))
+
+
+def own_regex(tuner: TunerPlan) -> str:
+    """This stage's own adapter targets as a pattern of full names."""
+    if tuner.target_regex is not None:
+        return tuner.target_regex
+    if "all-linear" in tuner.target_modules:
+        blocks = None if tuner.freeze_vit else r"\d+"
+        return linear_regex(tuner.freeze_llm, tuner.freeze_aligner, blocks)
+    return rf"(?:.*\.)?(?:{'|'.join(map(re.escape, tuner.target_modules))})"
 
 
 def last_blocks_regex(freeze_llm: bool, freeze_aligner: bool, first_block: int, depth: int) -> str:
     """Full names of the linear modules that `all-linear` would reach, of the vision blocks only the last ones."""
-    blocks = "|".join(str(block) for block in range(first_block, depth))
-    parts = [rf"model\.visual\.blocks\.({blocks})\.(attn\.(qkv|proj)|mlp\.linear_fc[12])"]
+    return linear_regex(freeze_llm, freeze_aligner, "|".join(str(block) for block in range(first_block, depth)))
+
+
+def linear_regex(freeze_llm: bool, freeze_aligner: bool, blocks: str | None) -> str:
+    """Full names of the linear modules that `all-linear` would reach. blocks: which of the vision tower's, if any."""
+    parts = []
+    if blocks is not None:
+        parts.append(rf"model\.visual\.blocks\.({blocks})\.(attn\.(qkv|proj)|mlp\.linear_fc[12])")
     if not freeze_aligner:
         parts.append(r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]")
     if not freeze_llm:

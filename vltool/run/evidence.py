@@ -28,10 +28,24 @@ class TowerRow(Struct, kw_only=True):
     problem: str | None = None
 
 
+class CarriedRow(Struct, kw_only=True):
+    """What an earlier stage left in one tower, by numbers of modules."""
+
+    tower: Tower
+    adapted: int = 0
+    """Modules whose LoRA goes on in this stage's."""
+    copied: int = 0
+    """Modules tuned in full, whose copies go on."""
+    folded: int = 0
+    """Modules whose LoRA went into a copy that is tuned in full from here on."""
+
+
 class Evidence(Struct, kw_only=True):
     """Everything is None until the run has come to it."""
 
     towers: list[TowerRow] | None = None
+    carried: list[CarriedRow] | None = None
+    """What came from an earlier stage; None without one."""
     tower_problems: list[str] | None = None
     """Audit before step 1; empty: nothing wrong."""
     kd_at_start: float | None = None

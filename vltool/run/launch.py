@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from vltool.errors import MissingOnHost, Problem, RunFailed
 from vltool.recipe.render import to_yaml
 from vltool.recipe.schema import Recipe
-from vltool.run.evidence import TowerRow
+from vltool.run.evidence import CarriedRow, TowerRow
 from vltool.run.plan import RunPlan
 
 TRAINING_STACK = {
@@ -38,6 +38,9 @@ class Reporter(Protocol):
 
     def towers(self, rows: Sequence[TowerRow]) -> None:
         """The audit's table before step 1."""
+
+    def carried(self, checkpoint: str, rows: Sequence[CarriedRow]) -> None:
+        """What was taken over from an earlier stage."""
 
     def progress(self, what: str, done: int, total: int) -> None:
         """So much of some long work is done; `what` is a word or two, such as `training`."""

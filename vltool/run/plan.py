@@ -16,11 +16,15 @@ from vltool.checkpoint.architecture import Architecture, read_architecture
 from vltool.data.conversation import Prompts
 from vltool.errors import InvalidInput, Problem
 from vltool.recipe.schema import Recipe, Tuner
+from vltool.recipe.swift_keys import swift_table
 from vltool.run import unsupported
 from vltool.run.arguments import TunerPlan, last_blocks_regex, swift_arguments, tuner_arguments
+from vltool.run.chain import read_chain
 from vltool.run.evidence import to_json
 from vltool.run.folder import choose_folder
 
+ADDITIVE_STARTS = ("true", "True", "gaussian")
+"""Values of `init_weights` that leave the base's own weights as they are."""
 ONE_PROCESS = "this version of vltool cannot do more than one process yet"
 SILENT_RESIZERS = ("MAX_PIXELS", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "IMAGE_MIN_TOKEN_NUM", "SPATIAL_MERGE_SIZE")
 """Environment variables by which the training stack resizes images without a word."""
@@ -134,7 +138,7 @@ def make_plan(
     model_type = recipe.model.model_type or (architecture.model_type if architecture else "")
     run_dir, resume = choose_folder(recipe, cwd, now or datetime.now(UTC), [] if to_show else problems)
     arguments, origins = swift_arguments(recipe, problems)
-    tuner = _tuner(recipe, architecture)
+    tuner = _tuner(recipe, architecture, arguments, problems)
     distillation = _distillation(recipe, architecture, tuner, arguments, problems)
     if problems:
         raise InvalidInput(problems)
@@ -240,8 +244,23 @@ def _environment(recipe: Recipe, env: Mapping[str, str]) -> list[Problem]:
     ]
 
 
-def _tuner(recipe: Recipe, architecture: Architecture | None) -> TunerPlan:
+def _tuner(
+    recipe: Recipe, architecture: Architecture | None, arguments: dict[str, Any], problems: list[Problem]
+) -> TunerPlan:
     tuner = recipe.tuner
+    carried = None
+    if tuner.resume_from_checkpoint is not None and tuner.merge_previous is None and architecture:
+        try:
+            carried = read_chain(
+                Path(tuner.resume_from_checkpoint),
+                base=Path(str(recipe.model.model)),
+                tuner_type=tuner.tuner_type,
+                rank=arguments.get("lora_rank", swift_table().keys["lora_rank"].default),
+                use_dora=arguments.get("use_dora", False),
+                where=recipe.where("tuner.resume_from_checkpoint"),
+            )
+        except InvalidInput as error:
+            problems.extend(error.problems)
     depth = architecture.vision_depth if architecture else 0
     frozen_blocks = 0
     if not tuner.freeze_vit and tuner.last_vit_blocks is not None:
@@ -258,6 +277,7 @@ def _tuner(recipe: Recipe, architecture: Architecture | None) -> TunerPlan:
         target_regex=target_regex,
         modules_to_save=tuner.modules_to_save,
         frozen_vit_blocks=frozen_blocks,
+        carried=carried,
     )
 
 
@@ -284,8 +304,9 @@ def _distillation(
                     recipe.where("rlhf.teacher_model"),
                 )
             )
-    # Disabling anything but a plain adapter does not give the base back: PiSSA, OLoRA, `lora_bias: all`.
-    restores = tuner.tuner_type == "lora" and arguments.get("lora_bias", "none") == "none"
+    # Disabling an adapter that moved the base's own weights does not give them back: PiSSA, `lora_bias: all`.
+    plain = arguments.get("lora_bias", "none") == "none" and arguments.get("init_weights", "true") in ADDITIVE_STARTS
+    restores = tuner.tuner_type != "full" and plain
     return DistillationPlan(
         teacher="adapters_off" if same and restores else "copy",
         teacher_model=str(recipe.model.model if same else rlhf.teacher_model),

@@ -11,7 +11,7 @@ from vltool.recipe.tuner_rules import BY_CLASS
 
 _DO = "take it out of the recipe, or wait for the version that builds it"
 
-TUNERS = ("lora", "full")
+TUNERS = ("lora", "full", "adalora", "boft", "fourierft")
 
 HONOURED = frozenset(
     {
@@ -22,7 +22,7 @@ HONOURED = frozenset(
         "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
         "train_dataloader_shuffle",
         # tuner
-        "lora_rank", "lora_alpha", "lora_dropout",
+        "lora_rank", "lora_alpha", "lora_dropout", "use_dora", "use_rslora",
         "adalora_beta1", "adalora_beta2", "adalora_deltaT", "adalora_init_r", "adalora_orth_reg_weight",
         "adalora_target_r", "adalora_tfinal", "adalora_tinit",
         "boft_block_num", "boft_block_size", "boft_dropout", "boft_n_butterfly_factor",
@@ -58,6 +58,7 @@ PARTLY: dict[str, tuple[Any, ...]] = {
     # Others want packages, or other arguments, or do the step where no audit can see its gradients.
     "optim": ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd"),
     "optimizer": ("default", "multimodal"),
+    "init_weights": ("true", "True", "gaussian", "pissa"),
     "save_strategy": ("steps", "epoch"),
     "task_type": ("causal_lm",),
     "template": ("qwen3_vl",),
@@ -97,8 +98,7 @@ def problems(recipe: Recipe) -> list[Problem]:
         (launch.rdzv_backend is not None, "launch.rdzv_backend", "more than one node"),
         (launch.rdzv_endpoint is not None, "launch.rdzv_endpoint", "more than one node"),
         (launch.rdzv_id is not None, "launch.rdzv_id", "more than one node"),
-        (tuner.resume_from_checkpoint is not None, "tuner.resume_from_checkpoint", "chaining of stages"),
-        (tuner.merge_previous is not None, "tuner.merge_previous", "chaining of stages"),
+        (tuner.merge_previous is not None, "tuner.merge_previous", "merging of an earlier stage"),
         (
             _narrowed(tuner) and tuner.target_modules != ("all-linear",),
             "tuner.target_modules",

@@ -10,7 +10,15 @@ import torch
 from msgspec import Struct
 from torch import Tensor, nn
 
-from vltool.checkpoint.architecture import TOWERS, Tower, deepstack_index, plain_name, tensor_kind, tower_of
+from vltool.checkpoint.architecture import (
+    TOWERS,
+    Tower,
+    deepstack_index,
+    in_adapter,
+    plain_name,
+    tensor_kind,
+    tower_of,
+)
 from vltool.recipe.tuner_rules import NO_TARGETS
 from vltool.run.arguments import TunerPlan
 from vltool.run.evidence import TowerRow
@@ -27,7 +35,7 @@ def _target_modules(model: nn.Module, tuner: TunerPlan) -> Iterable[str]:
     """Names of linear modules that the plan adapts, worked out from the plan alone."""
     for name, module in model.named_modules():
         plain = plain_name(name + ".").rstrip(".")
-        if not isinstance(module, nn.Linear) or ".lora_" in name or name.endswith((".lora_A", ".lora_B")):
+        if not isinstance(module, nn.Linear) or ".lora_" in name:
             continue
         if tuner.target_regex is not None:
             if tuner.target_regex not in NO_TARGETS and re.fullmatch(tuner.target_regex, plain):
@@ -93,7 +101,7 @@ def audit_before(model: nn.Module, tuner: TunerPlan) -> Audit:
             row.frozen += parameter.numel()
             continue
         row.trainable += parameter.numel()
-        if tuner.tuner_type != "full" and "lora_" not in name and ".modules_to_save." not in name:
+        if tuner.tuner_type != "full" and not in_adapter(name):
             strays.setdefault(row.tower, plain_name(name))
         block = early.search(plain_name(name))
         if tuner.frozen_vit_blocks and block and int(block.group(1) or 0) < tuner.frozen_vit_blocks:
@@ -115,8 +123,12 @@ def audit_before(model: nn.Module, tuner: TunerPlan) -> Audit:
 
 
 def fingerprints(model: nn.Module, *, trainable: bool = False) -> dict[str, int]:
-    """A 64-bit hash of each frozen (or trainable) parameter; equal bits give equal numbers."""
-    chosen = [(name, p) for name, p in model.named_parameters() if p.requires_grad is trainable]
+    """A 64-bit hash of each frozen (or trainable) parameter; equal bits give equal numbers.
+
+    AdaLoRA's counts of ranks are parameters by form only, and change as it moves ranks.
+    """
+    parameters = ((name, p) for name, p in model.named_parameters() if ".ranknum." not in name)
+    chosen = [(name, p) for name, p in parameters if p.requires_grad is trainable]
     if not chosen:
         return {}
     hashes = torch.stack([torch.hash_tensor(p.detach()).cpu() for _, p in chosen])

@@ -66,9 +66,10 @@ def check_arguments(plan: RunPlan) -> None:
         raise InvalidInput(problems)
 
 
-def build(plan: RunPlan) -> Prepared:
+def build(plan: RunPlan, *, records: int = 1) -> Prepared:
     """Model, template and tuner of the plan, the tuner prepared.
 
+    records: how many there are to train on, from which AdaLoRA knows its steps.
     Raises InvalidInput for arguments that ms-swift does not know or refuses, MissingOnHost for a package
     that the recipe asks for, such as flash-attn.
     """
@@ -86,7 +87,7 @@ def build(plan: RunPlan) -> Prepared:
     _keep_context_length(pipeline.model, plan)
     try:
         model = pipeline.prepare_model(
-            arguments, pipeline.model, template=pipeline.template, train_dataset=None, task_type=None
+            arguments, pipeline.model, template=pipeline.template, train_dataset=range(records), task_type=None
         )
     except ValueError as error:
         raise InvalidInput(f"the tuner cannot be made: {error}", "mend the tuner section of the recipe") from error

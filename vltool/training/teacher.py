@@ -10,6 +10,7 @@ import torch
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from vltool.checkpoint.architecture import in_adapter
 from vltool.errors import RunFailed
 
 
@@ -77,11 +78,16 @@ class AdaptersOff:
     def __init__(self, model: Any, tap: HeadTap) -> None:
         self._model = model
         self._tap = tap
+        self._frozen = [p for name, p in model.named_parameters() if in_adapter(name) and not p.requires_grad]
 
     def hidden_and_head(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """See `Teacher`."""
         with torch.no_grad(), self._model.disable_adapter(), evaluating(self._model):
-            return self._tap.hidden(self._model, inputs), self._tap.weight(adapters=False)
+            hidden_and_head = self._tap.hidden(self._model, inputs), self._tap.weight(adapters=False)
+        # peft makes all of an adapter trainable when it is switched on again.
+        for parameter in self._frozen:
+            parameter.requires_grad_(False)
+        return hidden_and_head
 
 
 class FrozenCopy:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -18,6 +19,8 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
@@ -46,9 +49,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny(folder: Path, *, texts: tuple[str, ...] = (), seed: int = 0) -> Path:
+def make_tiny(folder: Path, *, texts: tuple[str, ...] = (), seed: int = 0, moe: bool = False) -> Path:
     """Write a tiny Qwen3-VL checkpoint (fp32 safetensors, config, processor) into `folder`.
 
+    moe: of the architecture with experts.
     texts: what the tokenizer learns its words from; any other text still encodes, byte by byte.
     The same `texts` and `seed` give the same files bit for bit.
     """
@@ -69,7 +73,7 @@ def make_tiny(folder: Path, *, texts: tuple[str, ...] = (), seed: int = 0) -> Pa
         chat_template=CHAT_TEMPLATE,
     )
     processor.save_pretrained(folder)
-    model = _model(seed)
+    model = _model(seed, moe=moe)
     model.save_pretrained(folder)
     return folder
 
@@ -101,10 +105,12 @@ def _tokenizer(texts: tuple[str, ...]) -> PreTrainedTokenizerFast:
     )
 
 
-def _model(seed: int) -> Qwen3VLForConditionalGeneration:
+def _model(seed: int, *, moe: bool) -> Any:
     hidden, vision_hidden = 16, 16
-    config = Qwen3VLConfig(
-        text_config={
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+    config = (Qwen3VLMoeConfig if moe else Qwen3VLConfig)(
+        text_config=(experts if moe else {})
+        | {
             "vocab_size": VOCAB_SIZE,
             "hidden_size": hidden,
             "intermediate_size": 32,
@@ -136,7 +142,7 @@ def _model(seed: int) -> Qwen3VLForConditionalGeneration:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen3VLForConditionalGeneration(config).eval()
+        model = (Qwen3VLMoeForConditionalGeneration if moe else Qwen3VLForConditionalGeneration)(config).eval()
         # transformers starts every bias at zero and every norm at one; drawn at random instead, no
         # tensor is special, and a tower that stays out of the computation shows in the outputs.
         for parameter in model.parameters():

@@ -17,6 +17,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from vltool.checkpoint.architecture import tower_of
 from vltool.errors import RunFailed
 from vltool.run.plan import DistillationPlan
+from vltool.training.adalora import orthogonality
 from vltool.training.collate import Collator, raise_failure
 from vltool.training.losses import IGNORE, DistillationLoss, distillation_loss
 from vltool.training.swift_bridge import Seq2SeqTrainer
@@ -112,7 +113,11 @@ class CaptionTrainer(Seq2SeqTrainer):
         else:
             self._eval_batches += 1
         (self._train_meter if training else self._eval_meter).add(out, out.loss * denominator, with_kd=with_kd)
-        return (out.loss, {}) if return_outputs else out.loss
+        loss = out.loss
+        if training and (penalty := orthogonality(self.accelerator.unwrap_model(model))) is not None:
+            # Its gradient only: rows show the loss of the captions, as for every other tuner.
+            loss = loss + penalty / self.current_gradient_accumulation_steps
+        return (loss, {}) if return_outputs else loss
 
     def _wants_kd(self, training: bool) -> bool:
         plan = self._distillation

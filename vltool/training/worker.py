@@ -17,6 +17,7 @@ from vltool.run.manifest import make_manifest
 from vltool.run.plan import RunPlan
 from vltool.training import swift_bridge
 from vltool.training.callbacks import StepAudit, Stop, Telemetry
+from vltool.training.chain import carry
 from vltool.training.collate import EncodedRecords
 from vltool.training.freeze import audit_before, fingerprints
 from vltool.training.logs import logs_into
@@ -35,29 +36,32 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
     plan = RunPlan.from_json(plan_json)
     run_dir = Path(plan.run_dir)
     existed = run_dir.exists()
+    train_set = CaptionDataset(
+        Path(plan.data.train_jsonl), **plan.data.reading(validation=False), skip=plan.data.skip_train
+    )
     reporter.stage("loading the model")
     with logs_into(run_dir, show=plan.debug) as warnings_file:
         try:
-            prepared = swift_bridge.build(plan)
+            prepared = swift_bridge.build(plan, records=len(train_set))
         except (InvalidInput, MissingOnHost):
             # ms-swift makes the folder while it looks at its arguments.
             if not existed and run_dir.is_dir() and not any(run_dir.iterdir()):
                 run_dir.rmdir()
             raise
         warnings_file.begin()
-        return _run(plan, plan_json, prepared, reporter, resolved_yaml)
+        write_atomically(run_dir / PLAN_FILE_NAME, plan_json)
+        write_atomically(run_dir / "resolved.yaml", resolved_yaml.encode())
+        return _run(plan, prepared, train_set, reporter)
 
 
 def _run(
-    plan: RunPlan, plan_json: bytes, prepared: swift_bridge.Prepared, reporter: Reporter, resolved_yaml: str
+    plan: RunPlan, prepared: swift_bridge.Prepared, train_set: CaptionDataset, reporter: Reporter
 ) -> dict[str, Any]:
     run_dir = Path(plan.run_dir)
     evidence = Evidence()
-    write_atomically(run_dir / PLAN_FILE_NAME, plan_json)
-    write_atomically(run_dir / "resolved.yaml", resolved_yaml.encode())
     write_atomically(run_dir / "manifest.json", to_json(make_manifest(plan)))
     try:
-        return _train(plan, prepared, evidence, reporter)
+        return _train(plan, prepared, train_set, evidence, reporter)
     except VltoolError as error:
         evidence.failure = str(error).splitlines()[0]
         raise
@@ -65,8 +69,17 @@ def _run(
         evidence.write(run_dir)
 
 
-def _train(plan: RunPlan, prepared: swift_bridge.Prepared, evidence: Evidence, reporter: Reporter) -> dict[str, Any]:
+def _train(
+    plan: RunPlan,
+    prepared: swift_bridge.Prepared,
+    train_set: CaptionDataset,
+    evidence: Evidence,
+    reporter: Reporter,
+) -> dict[str, Any]:
     run_dir = Path(plan.run_dir)
+    if plan.tuner.carried is not None:
+        evidence.carried = carry(prepared.model, plan.tuner)
+        reporter.carried(plan.tuner.carried.checkpoint, evidence.carried)
     audit = audit_before(prepared.model, plan.tuner)
     evidence.towers, evidence.tower_problems = audit.rows, audit.problems
     evidence.write(run_dir)
@@ -76,7 +89,6 @@ def _train(plan: RunPlan, prepared: swift_bridge.Prepared, evidence: Evidence, r
 
     encode = swift_bridge.encoder(prepared)
     data = plan.data
-    train_set = CaptionDataset(Path(data.train_jsonl), **data.reading(validation=False), skip=data.skip_train)
     train_records, eval_records = EncodedRecords(train_set, encode), None
     if data.val_jsonl is not None:
         val_set = CaptionDataset(Path(data.val_jsonl), **data.reading(validation=True), skip=data.skip_val)

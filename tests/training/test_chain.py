@@ -1,0 +1,73 @@
+"""Stages one after the other: each goes on exactly where the earlier one ended, over the base alone."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
+
+from vltool.run import launch
+from vltool.run.evidence import Evidence
+from vltool.training.probe import load_probe, logits_at
+
+pytestmark = pytest.mark.slow
+
+CHAINS = {
+    "LoRA all the way": ["stage1_aligner_lora", "stage2_llm_lora", "stage3", "stage3_gkd_forward"],
+    "the aligner in full, then LoRA asked of it": ["stage1_aligner_full", "stage2_llm_lora", "stage3_gkd_forward"],
+    "LoRA, in full, and back": ["stage1_aligner_lora", "stage1_aligner_full", "stage2_llm_lora"],
+}
+
+
+@pytest.fixture
+def chain(overlay, train, tmp_path):
+    """Trains stages one after the other; returns their runs."""
+
+    def run(stages, **sections):
+        runs, checkpoint = [], None
+        for number, stage in enumerate(stages):
+            changed = {
+                "tuner": {"resume_from_checkpoint": checkpoint} | sections.get("tuner", {}),
+                "training": {"output_dir": str(tmp_path / f"run{number}"), "eval_on_start": True},
+            }
+            runs.append(train(overlay(stage, f"stage{number}", **changed), probe=True))
+            checkpoint = runs[-1].outcome["last_checkpoint"]
+        return runs
+
+    return run
+
+
+def evaluations(run):
+    return [row["eval/sft_loss"] for row in run.rows if "eval/sft_loss" in row]
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_each_stage_goes_on_where_the_earlier_one_ended(name, chain, tiny):
+    runs = chain(CHAINS[name])
+    for earlier, later in itertools.pairwise(runs):
+        assert evaluations(later)[0] == pytest.approx(evaluations(earlier)[-1], abs=1e-5)
+        assert evaluations(earlier)[0] != pytest.approx(evaluations(earlier)[-1], abs=1e-5)
+        seen = Evidence.read(later.run_dir)
+        assert seen.carried
+        assert seen.tower_problems == seen.gradient_problems == seen.frozen_changed == []
+    last = runs[-1]
+    checkpoint = Path(last.outcome["last_checkpoint"])
+    again = launch.reload(last.run_dir, checkpoint)
+    assert Path(again["base"]) == Path(tiny)
+    assert again["difference"] <= 1e-5 * again["scale"]
+
+    inputs, at_P2, _ = load_probe(last.run_dir)
+    base = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32).eval()
+    with torch.no_grad():
+        want = logits_at(base, inputs, at_P2)
+        adapted = PeftModel.from_pretrained(base, str(checkpoint)).eval()
+        with adapted.disable_adapter():
+            got = logits_at(adapted, inputs, at_P2)
+    assert torch.equal(got, want)
