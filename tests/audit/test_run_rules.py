@@ -10,7 +10,7 @@ from planning import House, write_config
 
 from vltool.audit.run_rules import Judge
 from vltool.run import telemetry
-from vltool.run.evidence import Evidence, TowerRow
+from vltool.run.evidence import CarriedRow, Evidence, TowerRow
 
 TRAIN = {
     "train/loss": 2.1, "train/sft_loss": 2.0, "train/llm_kd_loss": 0.1, "train/token_acc": 0.5, "train/grad_norm": 1.0,
@@ -37,15 +37,23 @@ def judged(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     house = House(tmp_path)
 
-    def judge(rows=(TRAIN | {"step": 1}, EVAL | {"step": 1}), reload=None, rlhf=None, checkpoint=None, **changes):
-        sections = {"rlhf": rlhf} if rlhf else {}
+    def judge(
+        rows=(TRAIN | {"step": 1}, EVAL | {"step": 1}),
+        reload=None,
+        rlhf=None,
+        tuner=None,
+        tensors=None,
+        checkpoint=None,
+        **changes,
+    ):
+        run_dir = house.folder / "run"
+        shutil.rmtree(run_dir, ignore_errors=True)
+        sections = ({"rlhf": rlhf} if rlhf else {}) | ({"tuner": tuner} if tuner else {})
         plan = house.plan(
             "stage3_gkd_forward", model={"torch_dtype": "float32"}, training={"bf16": False, "output_dir": "run"},
             custom={"val_jsonl": str(house.val)}, **sections,
         )  # fmt: skip
-        run_dir = house.folder / "run"
-        shutil.rmtree(run_dir, ignore_errors=True)
-        adapter(run_dir / "checkpoint-1", checkpoint or house.base)
+        adapter(run_dir / "checkpoint-1", checkpoint or house.base, *([tensors] if tensors else []))
         sound = {
             "towers": [TowerRow(tower="language", should_train=True, trainable=8, got_gradient=True)],
             "tower_problems": [], "kd_at_start": 0.0, "gradient_problems": [], "frozen_tensors": 5,
@@ -106,6 +114,29 @@ def test_a_checkpoint_holds_the_towers_that_trained_and_no_others(judged):
     assert red(rows) == {"checkpoint"}
     assert rows["checkpoint"].evidence == "holds language; trained were aligner"
     assert rows["reload"].status == "not reached"
+
+
+def test_an_adapter_that_starts_away_from_its_base_is_meant(judged):
+    none = dict.fromkeys(("lora_rank", "lora_alpha", "lora_dropout"))
+    rows = judged(tuner={"tuner_type": "fourierft"} | none, kd_at_start=1.5)
+    assert rows["teacher"].status == "not asked"
+
+
+def test_what_an_earlier_stage_changed_may_be_in_the_checkpoint(judged):
+    names = [
+        "base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.weight",
+        "base_model.model.model.visual.merger.linear_fc1.lora_A.weight",
+    ]
+    earlier = judged.house.folder / "earlier"
+    adapter(earlier, judged.house.base, names[1:])
+    config = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "modules_to_save": None}
+    document = json.loads((earlier / "adapter_config.json").read_text())
+    (earlier / "adapter_config.json").write_text(json.dumps(document | config))
+    changes = {"tuner": {"resume_from_checkpoint": str(earlier)}, "kd_at_start": 0.5, "tensors": names}
+    assert red(judged(**changes)) == {"checkpoint"}
+    rows = judged(**changes, carried=[CarriedRow(tower="aligner", adapted=1)])
+    assert red(rows) == set()
+    assert rows["teacher"].status == "not asked"
 
 
 def test_a_teacher_of_another_shape_is_meant(judged):

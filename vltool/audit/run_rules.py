@@ -85,6 +85,10 @@ class Judge:
             return "not asked", "no distillation"
         if self._plan.resume is not None:
             return "not asked", "a resumed run has moved away from its teacher"
+        if self._plan.tuner.carried is not None:
+            return "not asked", "an earlier stage has moved away from its teacher"
+        if self._plan.tuner.tuner_type == "fourierft":
+            return "not asked", "FourierFT starts away from its base"
         if read_architecture(Path(distillation.teacher_model)) != read_architecture(Path(self._plan.model)):
             return "not asked", "the recipe names a teacher of another shape"
         value = self._seen.kd_at_start

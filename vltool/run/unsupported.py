@@ -58,7 +58,7 @@ PARTLY: dict[str, tuple[Any, ...]] = {
     # Others want packages, or other arguments, or do the step where no audit can see its gradients.
     "optim": ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd"),
     "optimizer": ("default", "multimodal"),
-    "init_weights": ("true", "True", "gaussian", "pissa"),
+    "init_weights": ("true", "True", "gaussian"),
     "save_strategy": ("steps", "epoch"),
     "task_type": ("causal_lm",),
     "template": ("qwen3_vl",),

@@ -1,6 +1,7 @@
 """A checkpoint over the base that it names, loaded by transformers and peft alone: does it give the same logits?
 
-Run as `python -m vltool.training.reload RUN_DIR CHECKPOINT`; its last line of output is JSON.
+Run as `python -m vltool.training.reload RUN_DIR CHECKPOINT`, or with more such pairs; the last lines of its
+output are JSON, one for each pair.
 """
 
 from __future__ import annotations
@@ -46,4 +47,6 @@ def main(run_dir: Path, checkpoint: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(main(Path(sys.argv[1]), Path(sys.argv[2])) + "\n")
+    paths = [Path(argument) for argument in sys.argv[1:]]
+    for run, saved in zip(paths[::2], paths[1::2], strict=True):
+        sys.stdout.write(main(run, saved) + "\n")
