@@ -365,8 +365,6 @@ FEATURES = {
         {"custom": {"visual_kd": VISUAL | {"enabled": False}}, "rlhf": {}},
     ),
     "training.packing": ({"training": {"packing": True}}, {"training": {"packing": False}}),
-    "training.save_delay_steps": ({"training": {"save_delay_steps": 1}}, {"training": {"save_delay_steps": 0}}),
-    "training.save_last_epoch": ({"training": {"save_last_epoch": False}}, {"training": {"save_last_epoch": True}}),
     "deepspeed.enabled": (
         {"deepspeed": {"enabled": True, "config": "zero2"}},
         {"deepspeed": {"enabled": False, "config": "zero2"}},

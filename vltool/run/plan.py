@@ -76,6 +76,15 @@ class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     eval_kd_batches: int | Literal["all"]
 
 
+class SavePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When checkpoints are saved, beyond what ms-swift's own arguments say."""
+
+    delay_steps: int
+    """None before this step, but for the last."""
+    last: bool
+    """Whether the end of training is saved, whatever the steps of saving."""
+
+
 class RunPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything a rank needs; written as plan.json, and the worker reads nothing else."""
 
@@ -93,6 +102,7 @@ class RunPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tuner: TunerPlan
     data: DataPlan
     distillation: DistillationPlan | None
+    saving: SavePlan
     dump_conversation: str | None
     """File that gets the first training sample as the model reads it."""
     env: dict[str, str]
@@ -186,6 +196,10 @@ def make_plan(
             preflight=custom.preflight,
         ),
         distillation=distillation,
+        saving=SavePlan(
+            delay_steps=recipe.training.save_delay_steps,
+            last=recipe.training.save_last_epoch,
+        ),
         dump_conversation=dump,
         env=dict(recipe.launch.env),
         debug=debug,

@@ -87,8 +87,6 @@ def problems(recipe: Recipe) -> list[Problem]:
         (custom.augmentation.enabled, "custom.augmentation.enabled", "augmentation"),
         (custom.visual_kd.enabled, "custom.visual_kd.enabled", "distillation of vision features"),
         (training.packing, "training.packing", "packing"),
-        (training.save_delay_steps > 0, "training.save_delay_steps", "delayed saving"),
-        (not training.save_last_epoch, "training.save_last_epoch", "leaving out the last checkpoint"),
         (recipe.deepspeed.enabled, "deepspeed.enabled", "DeepSpeed"),
         (launch.nproc_per_node != 1, "launch.nproc_per_node", "more than one process"),
         (launch.nnodes != 1, "launch.nnodes", "more than one node"),

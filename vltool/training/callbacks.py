@@ -17,6 +17,7 @@ from vltool.errors import RunFailed
 from vltool.run import telemetry
 from vltool.run.evidence import Evidence, TowerRow
 from vltool.run.launch import Reporter
+from vltool.run.plan import SavePlan
 from vltool.training.freeze import GradientAudit, fingerprints
 from vltool.training.trainer import CaptionTrainer
 
@@ -139,6 +140,37 @@ class StepAudit(TrainerCallback):
             row.problem = first.get(row.tower)
         self._reporter.towers(self._rows())
         raise RunFailed(f"{audit}: " + "; ".join(f"{tower}: {what}" for tower, what in first.items()))
+
+
+class Saving(TrainerCallback):
+    """No checkpoint before a step, and one at the end or none; the end is evaluated and saved once."""
+
+    def __init__(self, plan: SavePlan) -> None:
+        self._plan = plan
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Overrule ms-swift, which saves and evaluates at its steps and always at the end of them."""
+        if state.global_step < state.max_steps:
+            self._delay(state, control)
+            return
+        if args.save_strategy == "steps":
+            control.should_save = self._plan.last or state.global_step % state.save_steps == 0
+        # By epochs, the end of the last one comes right after this.
+        elif args.save_strategy == "epoch":
+            control.should_save = False
+        if args.eval_strategy == "epoch":
+            control.should_evaluate = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The same where epochs are saved: the last one is the end."""
+        if state.global_step < state.max_steps:
+            self._delay(state, control)
+        elif args.save_strategy == "epoch":
+            control.should_save = self._plan.last
+
+    def _delay(self, state: Any, control: Any) -> None:
+        if state.global_step < self._plan.delay_steps:
+            control.should_save = False
 
 
 class Stop(TrainerCallback):

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from vltool.checkpoint.architecture import tower_of
@@ -227,9 +228,6 @@ class CaptionTrainer(Seq2SeqTrainer):
         """Write the checkpoint beside, then rename it: a folder named checkpoint-N is always whole."""
         run_dir = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
-        best = run_dir / f"checkpoint-{self.state.best_global_step}"
-        if best.is_dir() or best.name == name:
-            self.state.best_model_checkpoint = str(best)
         self._staging = run_dir / STAGING
         shutil.rmtree(self._staging, ignore_errors=True)
         self._staging.mkdir()
@@ -238,6 +236,11 @@ class CaptionTrainer(Seq2SeqTrainer):
             shutil.copy(run_dir / "args.json", self._staging)
         try:
             super()._save_checkpoint(model, trial)
+            best = run_dir / f"checkpoint-{self.state.best_global_step}"
+            if best.is_dir() or best.name == name:
+                # The parent takes the folder beside for its place, and writes that down.
+                self.state.best_model_checkpoint = str(best)
+                self.state.save_to_json(str(self._staging / name / TRAINER_STATE_NAME))
             if (run_dir / name).exists():
                 shutil.rmtree(run_dir / name)
             (self._staging / name).rename(run_dir / name)

@@ -16,7 +16,7 @@ from vltool.run.launch import Reporter
 from vltool.run.manifest import make_manifest
 from vltool.run.plan import RunPlan
 from vltool.training import swift_bridge
-from vltool.training.callbacks import StepAudit, Stop, Telemetry
+from vltool.training.callbacks import Saving, StepAudit, Stop, Telemetry
 from vltool.training.chain import carry
 from vltool.training.collate import EncodedRecords
 from vltool.training.freeze import audit_before, fingerprints
@@ -113,7 +113,8 @@ def _train(
     telemetry = Telemetry(run_dir, reporter, resumed_step=resumed_step)
     step_audit = StepAudit(trainer, evidence, run_dir, fingerprints(prepared.model), reporter)
     stop = Stop()
-    for callback in (telemetry, step_audit, stop):
+    # The stop comes last: it saves whatever the others say.
+    for callback in (telemetry, step_audit, Saving(plan.saving), stop):
         trainer.add_callback(callback)
 
     probe = Probe(trainer, train_records) if plan.probe else None
