@@ -48,5 +48,6 @@ def main(run_dir: Path, checkpoint: Path) -> str:
 
 if __name__ == "__main__":
     paths = [Path(argument) for argument in sys.argv[1:]]
-    for run, saved in zip(paths[::2], paths[1::2], strict=True):
-        sys.stdout.write(main(run, saved) + "\n")
+    results = [main(run, saved) for run, saved in zip(paths[::2], paths[1::2], strict=True)]
+    # At the end and on lines of their own: builds of extensions talk on stdout too.
+    sys.stdout.write("\n" + "\n".join(results) + "\n")
