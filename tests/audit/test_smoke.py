@@ -70,8 +70,8 @@ def test_one_part_detached_from_the_loss(judged, monkeypatch):
 
     real = swift_bridge.build
 
-    def cut(plan):
-        prepared = real(plan)
+    def cut(plan, *, records):
+        prepared = real(plan, records=records)
         merger = prepared.model.get_base_model().model.visual.merger
         merger.register_forward_hook(lambda module, args, output: output.detach())
         return prepared
@@ -85,8 +85,8 @@ def test_a_frozen_tower_left_unfrozen(judged, monkeypatch):
 
     real = swift_bridge.build
 
-    def unfrozen(plan):
-        prepared = real(plan)
+    def unfrozen(plan, *, records):
+        prepared = real(plan, records=records)
         prepared.model.get_base_model().model.visual.patch_embed.requires_grad_(True)
         return prepared
 
