@@ -60,8 +60,8 @@ class RunReporter:
             return
         from rich.table import Table
 
-        title = f"carried from {checkpoint}"
-        table = Table("tower", "LoRA", "in full", "LoRA folded in", title=title, title_justify="left")
+        self._output.note(f"carried from {checkpoint}, by numbers of modules:")
+        table = Table("tower", "LoRA", "in full", "LoRA folded in")
         for row in rows:
             table.add_row(row.tower, str(row.adapted), str(row.copied), str(row.folded))
         self._output.talk.print(table)
