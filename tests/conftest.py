@@ -1,8 +1,10 @@
-"""A tiny checkpoint, small drawn pictures, and runs of shipped recipes on them."""
+"""A tiny checkpoint, small drawn pictures, runs of shipped recipes on them, and the command line."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,6 +92,26 @@ def overlay(tmp_path: Path, tiny: Path, records: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def vltool(capsys, monkeypatch, tmp_path):
+    """Runs the command line in this process and an empty folder; returns exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("VLTOOL_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    from vltool.cli.app import main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vltool", *arguments])
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return left.value.code or 0, out, err
+
+    return run
 
 
 class Silent:

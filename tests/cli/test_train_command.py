@@ -55,8 +55,17 @@ CASES = {
         ["mine.yaml:9", "text sampled from the student"],
     ),
     "not built: processes": ("launch:\n  nproc_per_node: 2\n", 2, ["mine.yaml:7", "more than one process"]),
-    "not built: chaining": ("tuner:\n  resume_from_checkpoint: ./stage1\n", 2, ["mine.yaml:7", "chaining of stages"]),
-    "not built: DoRA": ("tuner:\n  use_dora: true\n", 2, ["mine.yaml:7", "use_dora"]),
+    "no earlier stage": (
+        "tuner:\n  resume_from_checkpoint: ./stage1\n",
+        2,
+        ["mine.yaml:7", "no such checkpoint folder"],
+    ),
+    "not built: merging": (
+        "tuner:\n  resume_from_checkpoint: ./stage1\n  merge_previous: ./merged\n",
+        2,
+        ["mine.yaml:8", "merging of an"],
+    ),
+    "not built: ms-swift's own LoRA": ("tuner:\n  use_swift_lora: true\n", 2, ["mine.yaml:7", "use_swift_lora"]),
     "batch that does not divide": (
         "training:\n  effective_batch_size: 7\n  per_device_train_batch_size: 2\n",
         2,
