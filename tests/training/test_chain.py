@@ -13,6 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
+from vltool.checkpoint.census import take_census
 from vltool.run import launch
 from vltool.run.evidence import Evidence
 from vltool.training.probe import load_probe, logits_at
@@ -84,3 +85,19 @@ def test_a_chained_run_goes_on_from_its_own_checkpoint(overlay, train, tmp_path)
     assert again.rows[-1]["eval/loss"] == pytest.approx(whole.rows[-1]["eval/loss"], abs=1e-6)
     assert Evidence.read(again.run_dir).frozen_changed == []
     assert {row.tower for row in again.table if row.trainable} == {"language"}
+
+
+def test_a_chain_in_bf16_keeps_its_copies_in_fp32(overlay, train, tmp_path):
+    checkpoint, ended = None, None
+    for stage in ("stage1_aligner_full", "stage2_llm_lora"):
+        training = {"bf16": True, "eval_on_start": True, "output_dir": str(tmp_path / stage)}
+        tuner = {"resume_from_checkpoint": checkpoint}
+        run = train(
+            overlay(stage, stage, model={"torch_dtype": "bfloat16"}, tuner=tuner, training=training), probe=True
+        )
+        assert ended is None or evaluations(run)[0] == pytest.approx(ended, abs=1e-5)
+        checkpoint, ended = run.outcome["last_checkpoint"], evaluations(run)[-1]
+    tensors = take_census(Path(checkpoint)).tensors
+    assert {info.dtype for info in tensors.values()} == {"F32"}
+    again = launch.reload(run.run_dir, Path(checkpoint))
+    assert again["difference"] <= 2e-2 * again["scale"]

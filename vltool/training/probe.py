@@ -40,7 +40,7 @@ class Probe:
         rows, columns = (labels_BS[:, 1:] != IGNORE).nonzero(as_tuple=True)
         chosen = torch.linspace(0, len(rows) - 1, min(POSITIONS, len(rows))).round().long()
         at_P2 = torch.stack((rows[chosen], columns[chosen]), dim=1)
-        with torch.no_grad(), evaluating(self._trainer.model), self._trainer.compute_loss_context_manager():
+        with torch.no_grad(), evaluating(self._trainer.model), self._trainer.accelerator.autocast():
             logits_PV = logits_at(self._trainer.model, inputs, at_P2)
         tensors = {f"inputs.{name}": value for name, value in inputs.items()}
         tensors |= {"positions": at_P2, "logits": logits_PV}

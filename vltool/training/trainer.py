@@ -158,7 +158,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     def measure(self, batch: Mapping[str, Any]) -> tuple[float, float | None]:
         """Cross entropy and divergence per label token of a batch, without training on it."""
         wants_kd = self._wants_kd(training=True)
-        with torch.no_grad(), evaluating(self.model), self.compute_loss_context_manager():
+        with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
             out, _ = self._loss(self.model, self._prepare_inputs(dict(batch)), None, with_kd=wants_kd)
         tokens = float(out.tokens)
         return float(out.ce_sum) / tokens, float(out.kd_sum) / tokens if wants_kd else None
