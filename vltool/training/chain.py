@@ -15,7 +15,7 @@ from peft.utils import ModulesToSaveWrapper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vltool.checkpoint.architecture import Tower, plain_name, tower_of
+from vltool.checkpoint.architecture import Tower, in_adapter, plain_name, tower_of
 from vltool.checkpoint.census import ADAPTER_WEIGHTS
 from vltool.errors import RunFailed
 from vltool.recipe.tuner_rules import NO_TARGETS
@@ -67,27 +67,20 @@ def hold(model: Any, tuner: TunerPlan) -> None:
         return
     own = own_regex(tuner)
     for name, parameter in model.named_parameters():
-        if ".lora_" in name or ".modules_to_save." in name:
-            module = re.split(r"\.lora_|\.modules_to_save\.", name)[0]
-            plain = plain_name(module + ".").rstrip(".")
-            if ".modules_to_save." in name:
-                inner = plain_name(name).rpartition(".")[0]
-                trains = any(named_in(plain, saved) for saved in tuner.modules_to_save) or _targets(
-                    own, inner, plain, model
-                )
-            else:
-                trains = own not in NO_TARGETS and re.fullmatch(own, plain) is not None
-            parameter.requires_grad_(trains)
+        if in_adapter(name) and ".modules_to_save." not in name:
+            module = plain_name(re.split(r"\.lora_", name)[0] + ".").rstrip(".")
+            parameter.requires_grad_(own not in NO_TARGETS and re.fullmatch(own, module) is not None)
+    for name, module in model.named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            plain = plain_name(name + ".").rstrip(".")
+            saved = any(named_in(plain, wanted) for wanted in tuner.modules_to_save)
+            module.modules_to_save[_ADAPTER].requires_grad_(saved or _reaches_into(own, module, plain))
 
 
-def _targets(own: str, inner: str, top: str, model: Any) -> bool:
+def _reaches_into(own: str, wrapper: nn.Module, top: str) -> bool:
     """Whether this stage's targets reach into a module that an earlier stage tuned in full: it goes on in full."""
-    if own in NO_TARGETS:
-        return False
-    names = (
-        plain_name(name + ".").rstrip(".") for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    )
-    return any(named_in(name, top) and re.fullmatch(own, name) for name in names)
+    inside = (plain_name(f"{top}.{name}") for name, part in wrapper.named_modules() if isinstance(part, nn.Linear))
+    return own not in NO_TARGETS and any(re.fullmatch(own, name) for name in inside)
 
 
 def _load_factors(module: LoraLayer, plain: str, weights: dict[str, Tensor], plan: ChainPlan) -> None:
