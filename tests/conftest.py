@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+# As `vltool train` has it, and before anything imports torch: on two cores, threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SIDES_PX = ((64, 96), (96, 64), (64, 64), (128, 64))
 WORDS = ("red square", "blue bar: thin", "green dot, round", "a long yellow stripe across", "box", "grey thing at left")
 
@@ -60,6 +63,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from vltool.run.launch import make_tiny
 
     return make_tiny(tmp_path_factory.mktemp("tiny") / "qwen3-vl", [*WORDS, '{"object_1": {"desc": "bbox_2d"}}'])
+
+
+@pytest.fixture(scope="session")
+def real_ids(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with the released models' token ids and vocabulary, where the head makes every step slow."""
+    pytest.importorskip("torch")
+    from vltool.run.launch import make_tiny
+
+    return make_tiny(tmp_path_factory.mktemp("real_ids") / "qwen3-vl", WORDS, real_ids=True)
 
 
 @pytest.fixture(scope="session")

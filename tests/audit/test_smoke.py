@@ -127,7 +127,7 @@ def test_a_doubled_metric_prefix(judged, monkeypatch):
 
 
 def test_a_teacher_that_differs(judged, tiny, tmp_path):
-    other = launch.make_tiny(tmp_path / "other", [])
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
     from safetensors.torch import load_file, save_file
 
     weights = load_file(other / "model.safetensors")
@@ -140,8 +140,8 @@ def test_a_nan_in_a_metric(judged, monkeypatch):
 
     real = Meter.means
 
-    def poisoned(self, *, parts):
-        means = real(self, parts=parts)
+    def poisoned(self, ranks, *, parts):
+        means = real(self, ranks, parts=parts)
         return means | {"token_acc": float("nan")} if parts else means
 
     monkeypatch.setattr(Meter, "means", poisoned)
@@ -153,11 +153,11 @@ def test_a_checkpoint_that_is_not_the_trained_model(judged, monkeypatch):
 
     real = Probe.save
 
-    def moved(self, run_dir):
+    def moved(self, run_dir, *, writes):
         for name, parameter in self._trainer.model.named_parameters():
             if "lora_B" in name:
                 parameter.data.mul_(1.01)
-        real(self, run_dir)
+        real(self, run_dir, writes=writes)
 
     monkeypatch.setattr(Probe, "save", moved)
     assert judged() == states("reload")
@@ -167,9 +167,12 @@ def test_metrics_whose_parts_do_not_add_up(judged, monkeypatch):
     from vltool.training.trainer import Meter
 
     real = Meter.means
-    monkeypatch.setattr(
-        Meter, "means", lambda self, *, parts: (m := real(self, parts=parts)) | {"loss": m["loss"] * (1 + 1e-6)}
-    )
+
+    def inflated(self, ranks, *, parts):
+        means = real(self, ranks, parts=parts)
+        return means | {"loss": means["loss"] * (1 + 1e-6)}
+
+    monkeypatch.setattr(Meter, "means", inflated)
     assert judged() == states("metrics")
 
 
@@ -178,7 +181,7 @@ def test_smoke_runs_a_recipe_of_the_operators_own(overlay, tmp_path):
 
     recipe = overlay("stage2_llm_lora", tuner={"freeze_aligner": True})
     keep = tmp_path / "kept"
-    result = run_smoke(str(recipe), tiny=False, keep=keep, reporter=Silent())
+    result = run_smoke(str(recipe), tiny=False, nproc=None, keep=keep, reporter=Silent())
     by_id = {verdict.id: verdict for verdict in result.verdicts}
     assert result.passed, [verdict for verdict in result.verdicts if verdict.status != "pass"]
     assert by_id["teacher"].status == "not asked"

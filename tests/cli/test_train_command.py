@@ -250,7 +250,7 @@ def test_a_shipped_recipe_runs_as_it_is(recipe, tiny, records, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "NNODES"])
-def test_several_processes_from_outside_are_refused(name, vltool, written, monkeypatch):
+def test_an_environment_of_torchrun_without_its_variables_is_refused(name, vltool, written, monkeypatch):
     monkeypatch.setenv(name, "2")
     code, _, err = vltool("train", written())
     assert code == 2

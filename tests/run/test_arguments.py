@@ -365,18 +365,6 @@ FEATURES = {
         {"custom": {"visual_kd": VISUAL | {"enabled": False}}, "rlhf": {}},
     ),
     "training.packing": ({"training": {"packing": True}}, {"training": {"packing": False}}),
-    "deepspeed.enabled": (
-        {"deepspeed": {"enabled": True, "config": "zero2"}},
-        {"deepspeed": {"enabled": False, "config": "zero2"}},
-    ),
-    "launch.nproc_per_node": ({"launch": {"nproc_per_node": "auto"}}, {"launch": {"nproc_per_node": 1}}),
-    "launch.nnodes": ({"launch": {"nnodes": 2}}, {"launch": {"nnodes": 1}}),
-    "launch.node_rank": ({"launch": {"node_rank": 1, "nnodes": 2}}, {"launch": {"node_rank": 0}}),
-    "launch.master_addr": ({"launch": {"master_addr": "h"}}, {"launch": {"master_addr": None}}),
-    "launch.master_port": ({"launch": {"master_port": 29500}}, {}),
-    "launch.rdzv_backend": ({"launch": {"rdzv_backend": "c10d"}}, {}),
-    "launch.rdzv_endpoint": ({"launch": {"rdzv_endpoint": "h:1"}}, {}),
-    "launch.rdzv_id": ({"launch": {"rdzv_id": "1"}}, {}),
     "tuner.merge_previous": ({"tuner": {"merge_previous": "x", "resume_from_checkpoint": "y"}}, {}),
     "tuner.target_modules": (
         {"tuner": {"target_modules": ["q_proj"], "freeze_vit": False, "last_vit_blocks": 2}},

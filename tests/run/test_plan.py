@@ -418,7 +418,7 @@ MOOT = {
     },
 }  # fmt: skip
 """Keys that mean something only beside another, which is refused."""
-VALIDATED = {"data.dataset", "deepspeed.config", "custom.trainer_variant", "custom.json_format"}
+VALIDATED = {"data.dataset", "custom.trainer_variant", "custom.json_format"}
 """Keys that validation reads, or whose only value is the default."""
 
 

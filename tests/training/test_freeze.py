@@ -12,6 +12,7 @@ from vltool.recipe.validate import load_recipe
 from vltool.run.plan import make_plan
 from vltool.training import swift_bridge
 from vltool.training.freeze import GradientAudit, audit_before, expected_towers, fingerprints
+from vltool.training.ranks import Ranks
 
 
 @pytest.fixture
@@ -98,21 +99,25 @@ UP_PROJ = "model.language_model.layers.2.mlp.up_proj"
 
 
 def set_gradients(model, *, zero=(), missing=(), nan=()):
+    """A backward pass that gives every trainable parameter ones, or what is said of it."""
+    loss = 0.0
     for name, p in model.named_parameters():
         p.grad = None
         if p.requires_grad and not any(part in name for part in missing):
-            p.grad = torch.zeros_like(p) if any(part in name for part in zero) else torch.ones_like(p)
+            weight = torch.zeros_like(p) if any(part in name for part in zero) else torch.ones_like(p)
             if any(part in name for part in nan):
-                p.grad[0] = float("nan")
+                weight[0] = float("nan")
+            loss = loss + (p * weight).sum()
+    loss.backward()
 
 
 def observe(audit, model, rate=1e-3, images=True):
-    return audit.observe(model, saw_images=images, learning_rate=rate)
+    return audit.observe(saw_images=images, learning_rate=rate)
 
 
 def test_gradients_of_every_part_and_kind(built):
     model, _ = built()
-    audit = GradientAudit(model)
+    audit = GradientAudit(model, Ranks())
     set_gradients(model, zero=("lora_A",))
     assert observe(audit, model) == []
     assert not audit.done, "LoRA's first factors have not shown theirs"
@@ -138,7 +143,7 @@ def test_gradients_of_every_part_and_kind(built):
 )
 def test_a_part_without_a_gradient_is_named_at_step_one(gradients, finding, built):
     model, _ = built()
-    audit = GradientAudit(model)
+    audit = GradientAudit(model, Ranks())
     set_gradients(model, **gradients)
     assert finding in observe(audit, model)
     assert audit.done
@@ -146,7 +151,7 @@ def test_a_part_without_a_gradient_is_named_at_step_one(gradients, finding, buil
 
 def test_a_kind_of_tensor_that_never_gets_one_is_named_at_the_second_update(built):
     model, _ = built()
-    audit = GradientAudit(model)
+    audit = GradientAudit(model, Ranks())
     set_gradients(model, zero=("lora_A",))
     assert observe(audit, model, rate=0.0) == []
     assert observe(audit, model) == []
@@ -155,7 +160,7 @@ def test_a_kind_of_tensor_that_never_gets_one_is_named_at_the_second_update(buil
 
 def test_vision_parts_wait_for_an_image(built):
     model, _ = built()
-    audit = GradientAudit(model)
+    audit = GradientAudit(model, Ranks())
     set_gradients(model, missing=("visual",))
     assert observe(audit, model, images=False) == []
     assert observe(audit, model, images=False) == []
@@ -167,7 +172,7 @@ def test_vision_parts_wait_for_an_image(built):
 
 def test_a_gradient_on_a_frozen_parameter_is_named(built):
     model, _ = built()
-    audit = GradientAudit(model)
+    audit = GradientAudit(model, Ranks())
     set_gradients(model)
     _, p = parameter(model, "visual.pos_embed")
     p.grad = torch.ones_like(p)

@@ -20,6 +20,7 @@ from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, InvalidInput
 from vltool.recipe.swift_keys import swift_table
 from vltool.recipe.validate import load_recipe
+from vltool.run.launch import make_tiny
 from vltool.run.plan import make_plan
 from vltool.training import swift_bridge
 
@@ -43,15 +44,17 @@ def captions(path=DEMO_JSONL, **changes):
     return CaptionDataset(path, **settings), settings
 
 
-def test_the_loaded_model_computes_what_transformers_own_computes(prepared, tiny):
+@pytest.mark.parametrize("ids", ["tiny", "real_ids"])
+def test_the_loaded_model_computes_what_transformers_own_computes(ids, prepared, request):
     """ms-swift patches forwards and rewrites rope and lengths in the config: none of it may show."""
     from transformers import AutoModelForImageTextToText
 
-    _, built = prepared(template={"max_pixels": 256 * 256})
+    folder = request.getfixturevalue(ids)
+    _, built = prepared(template={"max_pixels": 256 * 256}, model={"model": str(folder), "torch_dtype": "float32"})
     encode = swift_bridge.encoder(built)
     dataset, _ = captions()
     batch = built.template.data_collator([encode(dataset[0].messages), encode(dataset[3].messages)])
-    plain = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32).eval()
+    plain = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     names = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")
     inputs = {name: batch[name] for name in names}
     with torch.no_grad():
@@ -62,6 +65,24 @@ def test_the_loaded_model_computes_what_transformers_own_computes(prepared, tiny
         want = plain(**inputs, logits_to_keep=4, use_cache=False).logits
     assert torch.equal(got, want)
     assert torch.equal(with_positions[:, -1][:1], want[:, -1][:1])
+
+
+def test_placeholders_have_the_checkpoint_s_own_ids_whatever_was_loaded_before(prepared, tiny, tmp_path):
+    """ms-swift's template class holds the released models' ids, and those of each checkpoint loaded so far."""
+    fewer_words = make_tiny(tmp_path / "fewer", [])
+    seen = []
+    for name, folder in (("first", fewer_words), ("second", tiny)):
+        model = {"model": str(folder), "torch_dtype": "float32"}
+        _, built = prepared(name=name, model=model, training={"output_dir": str(tmp_path / name)})
+        template, config = built.template, built.model.config
+        ids = [config.image_token_id, config.video_token_id]
+        assert template.placeholder_tokens == ids == [template.image_token_id, template.video_token_id]
+        assert template.tokenizer.convert_ids_to_tokens(ids) == ["<|image_pad|>", "<|video_pad|>"]
+        seen.append(ids)
+    # What the first calls a placeholder is a word to the second, and is dumped as one.
+    word = seen[0][0]
+    assert word not in seen[1]
+    assert template.safe_decode([word]) == template.tokenizer.decode([word])
 
 
 def test_precision_is_what_the_recipe_says(prepared, tmp_path):

@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vltool.training.tiny import VOCAB_SIZE
+from vltool.training.tiny import REAL_VOCAB_SIZE
 
 CHUNK = 128
 
@@ -24,16 +24,17 @@ class WidestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else (out,):
-            if not isinstance(tensor, torch.Tensor) or tensor.ndim < 2 or tensor.shape[-1] != VOCAB_SIZE:
+            if not isinstance(tensor, torch.Tensor) or tensor.ndim < 2 or tensor.shape[-1] != REAL_VOCAB_SIZE:
                 continue
             # [H, V] is the head itself, turned round.
-            if tensor.shape != (16, VOCAB_SIZE):
-                self.rows = max(self.rows, tensor.numel() // VOCAB_SIZE)
+            if tensor.shape != (16, REAL_VOCAB_SIZE):
+                self.rows = max(self.rows, tensor.numel() // REAL_VOCAB_SIZE)
         return out
 
 
 @pytest.mark.parametrize("recipe", ["stage2_llm_lora", "stage3_gkd_forward"])
-def test_no_tensor_of_tokens_by_vocabulary_exists(recipe, overlay, train, monkeypatch):
+def test_no_tensor_of_tokens_by_vocabulary_exists(recipe, real_ids, overlay, train, monkeypatch):
+    """On the released models' ids and vocabulary size, which no other dimension equals."""
     from vltool.training.trainer import CaptionTrainer
 
     widest = []
@@ -56,7 +57,10 @@ def test_no_tensor_of_tokens_by_vocabulary_exists(recipe, overlay, train, monkey
     training = {
         "bf16": False, "max_steps": 2, "save_steps": 2, "effective_batch_size": 8, "per_device_train_batch_size": 8,
     }  # fmt: skip
-    train(overlay(recipe, training=training | {"output_dir": str(overlay(recipe).parent / "wide")}))
+    training["output_dir"] = str(overlay(recipe).parent / "wide")
+    model = {"model": str(real_ids), "torch_dtype": "float32"}
+    run = train(overlay(recipe, model=model, training=training))
+    assert run.outcome["step"] == 2
     assert max(tokens) > 2 * CHUNK, "a batch must need several chunks for this to mean something"
     assert 0 < max(widest) <= CHUNK
 

@@ -48,9 +48,12 @@ class SmokeResult(Struct, frozen=True, kw_only=True):
         }
 
 
-def run_smoke(recipe: str, *, tiny: bool, keep: Path | None, reporter: Reporter, debug: bool = False) -> SmokeResult:
+def run_smoke(
+    recipe: str, *, tiny: bool, nproc: int | None, keep: Path | None, reporter: Reporter, debug: bool = False
+) -> SmokeResult:
     """Train `recipe` with the `smoke` overlay, on its own model and data or on tiny ones, and judge it.
 
+    nproc: processes on this host; None leaves that to the recipe, or takes one where everything is tiny.
     keep: an empty or absent folder for the run; without it the run is deleted afterwards.
     Raises what `vltool train` would raise before its worker starts; an error of the worker is a verdict.
     """
@@ -62,6 +65,8 @@ def run_smoke(recipe: str, *, tiny: bool, keep: Path | None, reporter: Reporter,
         model = (keep or Path(scratch)) / "tiny-qwen3-vl"
         if tiny:
             overlays.append(str(_tiny_overlay(Path(scratch), model)))
+        if tiny or nproc is not None:
+            overlays.append(str(_processes(Path(scratch), nproc or 1)))
         resolved = load_recipe(recipe, overlays=overlays)
         for note in resolved.notes:
             reporter.warn(note)
@@ -85,6 +90,18 @@ def _place(scratch: Path, keep: Path | None) -> Path:
     run_dir = (keep or scratch).resolve() / "run"
     overlay = scratch / "place.yaml"
     overlay.write_bytes(to_json({"training": {"output_dir": str(run_dir), "resume_from_checkpoint": None}}))
+    return overlay
+
+
+def _processes(scratch: Path, nproc: int) -> Path:
+    """An overlay that runs so many processes on this host, each with at least one sample a step."""
+    overlay = scratch / "processes.yaml"
+    nodes = {"nnodes": 1, "node_rank": 0, "rdzv_backend": None, "rdzv_endpoint": None, "rdzv_id": None}
+    document = {
+        "training": {"effective_batch_size": 2 * nproc, "gradient_accumulation_steps": None},
+        "launch": {"nproc_per_node": nproc, "master_addr": None, "master_port": None} | nodes,
+    }
+    overlay.write_bytes(to_json(document))
     return overlay
 
 

@@ -82,7 +82,7 @@ def _step(folder: Path) -> int | None:
 
 def is_complete(folder: Path) -> bool:
     """Whether a folder is a checkpoint-N from which training can go on (see `last_complete`)."""
-    if _step(folder) is None or not (folder / "optimizer.pt").is_file():
+    if _step(folder) is None or not ((folder / "optimizer.pt").is_file() or _deepspeed_state(folder)):
         return False
     try:
         _json(folder / TRAINER_STATE)
@@ -90,6 +90,12 @@ def is_complete(folder: Path) -> bool:
     except (InvalidInput, BadContent):
         return False
     return True
+
+
+def _deepspeed_state(folder: Path) -> bool:
+    """Whether the folder holds the optimizer's state as DeepSpeed saves it, which names it in a file `latest`."""
+    latest = folder / "latest"
+    return latest.is_file() and any((folder / latest.read_text(encoding="utf-8").strip()).glob("*optim_states.pt"))
 
 
 def _all_shards(folder: Path, full: list[Path]) -> None:

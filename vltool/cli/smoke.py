@@ -32,6 +32,10 @@ def smoke(
         bool,
         typer.Option("--tiny", help="Use a generated tiny Qwen3-VL and six photographs, whatever the recipe names."),
     ] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option("--nproc", metavar="N", min=1, help="Processes to run it in, whatever the recipe says."),
+    ] = None,
     keep: Annotated[Path | None, typer.Option("--keep", metavar="DIR", help="Keep the run in this folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of the table.")] = False,
     debug: Annotated[
@@ -50,7 +54,12 @@ def smoke(
     reporter = RunReporter(output, quiet=as_json)
     try:
         result = run_smoke(
-            recipe or DEFAULT_RECIPE, tiny=tiny or recipe is None, keep=keep, reporter=reporter, debug=debug
+            recipe or DEFAULT_RECIPE,
+            tiny=tiny or recipe is None,
+            nproc=nproc,
+            keep=keep,
+            reporter=reporter,
+            debug=debug,
         )
     finally:
         reporter.close()

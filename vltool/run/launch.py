@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from vltool.errors import MissingOnHost, Problem, RunFailed
+from vltool.errors import MissingOnHost, Problem, RunFailed, VltoolError
 from vltool.recipe.render import to_yaml
 from vltool.recipe.schema import Recipe
+from vltool.run.deepspeed import offloads
 from vltool.run.evidence import CarriedRow, TowerRow
 from vltool.run.plan import RunPlan
+from vltool.run.ranks import place_in, torchrun_command, visible_gpus
+from vltool.run.wire import Receiver, rebuilt, receiver
 
 TRAINING_STACK = {
     "torch": "torch", "torchvision": "torchvision", "transformers": "transformers", "peft": "peft",
@@ -28,6 +34,8 @@ TRAINING_STACK = {
 
 DEFAULT_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 """Set where unset, before the training stack is imported."""
+SECONDS_TO_FAIL_TOGETHER = 3.0
+"""For how long, after a process failed, the others may say what they know before they are ended."""
 
 
 class Reporter(Protocol):
@@ -62,30 +70,160 @@ def require_training_stack() -> None:
 
 
 def train(plan: RunPlan, reporter: Reporter, *, resolved: Recipe) -> dict[str, Any]:
-    """Run the plan in this process. Returns what `vltool.training.worker.run` reports.
+    """Run the plan: in this process, or through torchrun in as many as it wants on this node.
 
+    Returns what `vltool.training.worker.run` reports (on a node other than the first, an empty outcome).
     resolved: the recipe that the plan was made from, kept in the run folder as resolved.yaml.
-    Raises MissingOnHost, and whatever error of the worker ended the run.
+    Raises MissingOnHost, and whatever error of a worker ended the run.
     """
     require_training_stack()
-    for name, value in (DEFAULT_ENVIRONMENT | plan.env).items():
+    uses_deepspeed = "deepspeed" in plan.arguments
+    if uses_deepspeed and find_spec("deepspeed") is None:
+        raise MissingOnHost(
+            f"{plan.origins.get('deepspeed', 'the recipe')}: DeepSpeed is not installed",
+            "pip install 'vltool[deepspeed]', or write enabled: false under deepspeed",
+        )
+    defaults = DEFAULT_ENVIRONMENT | {"OMP_NUM_THREADS": str(_cpu_threads(plan))} | plan.env
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    # One process takes one GPU; of several it would spread the model's layers over all.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0]
+    place = place_in(os.environ)
+    gpus = visible_gpus(os.environ)
+    if gpus and len(gpus) < plan.launch.nproc_per_node:
+        raise MissingOnHost(
+            f"the run wants {plan.launch.nproc_per_node} processes on this node, which has {len(gpus)} GPUs to see",
+            "lower launch.nproc_per_node (auto takes one a GPU), or look at CUDA_VISIBLE_DEVICES",
+        )
+    if gpus:
+        # One process takes one GPU: of several it would spread the model's layers over all.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[: plan.launch.nproc_per_node])
+    if place is None and (plan.launch.processes > 1 or uses_deepspeed):
+        return _Launched(plan, reporter, to_yaml(resolved)).run()
     with quiet_imports(show=plan.debug):
         from vltool.training import worker
 
     return worker.run(plan.to_json(), reporter, resolved_yaml=to_yaml(resolved))
 
 
-def make_tiny(folder: Path, texts: Sequence[str]) -> Path:
-    """Write the random-weight checkpoint of `vltool.training.tiny` into `folder`."""
+def _cpu_threads(plan: RunPlan) -> int:
+    """Threads of a process's work on the CPU: one, since it waits for the GPU, but for an optimizer offloaded to it."""
+    if not offloads(plan.arguments.get("deepspeed")):
+        return 1
+    return max(1, (os.cpu_count() or 1) // plan.launch.nproc_per_node)
+
+
+class _Launched:
+    """The processes of this node, started by torchrun, as long as they live."""
+
+    def __init__(self, plan: RunPlan, reporter: Reporter, resolved_yaml: str) -> None:
+        self._plan = plan
+        self._reporter = reporter
+        self._resolved_yaml = resolved_yaml
+        self._ranks: dict[int, int] = {}
+        self._outcome: dict[str, Any] | None = None
+        self._error: VltoolError | None = None
+        self._signals = 0
+
+    def run(self) -> dict[str, Any]:
+        """Start them, hear what they say, and wait for their end."""
+        with tempfile.TemporaryDirectory(prefix="vltool-") as scratch:
+            folder = Path(scratch)
+            (folder / "plan.json").write_bytes(self._plan.to_json())
+            (folder / "resolved.yaml").write_text(self._resolved_yaml, encoding="utf-8")
+            command = torchrun_command(self._plan.launch, "vltool.training.process", [str(folder)])
+            with receiver(folder) as heard, (folder / "output").open("w+b") as output:
+                # In a session of its own: Ctrl-C in a terminal reaches this process, which passes it on.
+                torchrun = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=sys.stderr if self._plan.debug else output,
+                    stderr=None if self._plan.debug else subprocess.STDOUT,
+                    start_new_session=True,
+                    env=os.environ | {"TORCHELASTIC_ERROR_FILE": str(folder / "error.json")},
+                )
+                with self._passing_signals_on():
+                    try:
+                        self._listen(torchrun, heard)
+                    finally:
+                        self._end(torchrun)
+                output.seek(0)
+                said = output.read().decode(errors="replace")
+        if self._error is not None:
+            raise self._error
+        if self._signals > 1:
+            raise KeyboardInterrupt
+        if torchrun.returncode != 0:
+            raise RunFailed(
+                f"a process of the run ended without a word (torchrun's exit status is {torchrun.returncode}); "
+                f"the last lines of their output:\n{_last_lines(said)}"
+            )
+        return self._outcome or {"step": 0, "max_steps": 0, "last_checkpoint": None, "signal": None}
+
+    def _listen(self, torchrun: subprocess.Popen[bytes], heard: Receiver) -> None:
+        failed_at: float | None = None
+        while True:
+            running = torchrun.poll() is None
+            for name, arguments in heard.events(timeout_s=0.1):
+                if name == "here":
+                    self._ranks[arguments[0]] = arguments[1]
+                elif name == "outcome":
+                    self._outcome = arguments[0]
+                elif name == "failed":
+                    # The others say the same, or nothing, since they wait for this one.
+                    self._error = self._error or rebuilt(*arguments[1:])
+                    failed_at = failed_at or time.monotonic()
+                else:
+                    getattr(self._reporter, name)(*arguments)
+            if not running or self._signals > 1:
+                return
+            if failed_at is not None and time.monotonic() - failed_at > SECONDS_TO_FAIL_TOGETHER:
+                return
+
+    def _end(self, torchrun: subprocess.Popen[bytes]) -> None:
+        """See that nothing of the run is left."""
+        if torchrun.poll() is None:
+            torchrun.terminate()
+            for process in self._ranks.values():
+                _kill_group(process)
+            try:
+                torchrun.wait(SECONDS_TO_FAIL_TOGETHER)
+            except subprocess.TimeoutExpired:
+                _kill_group(torchrun.pid)
+        torchrun.wait()
+
+    @contextmanager
+    def _passing_signals_on(self) -> Iterator[None]:
+        """Inside, Ctrl-C and SIGTERM go to the processes, which save and stop; a second one ends them."""
+
+        def receive(number: int, _: Any) -> None:
+            self._signals += 1
+            for process in self._ranks.values():
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+
+        former = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+
+def _kill_group(process: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(os.getpgid(process), signal.SIGKILL)
+
+
+def _last_lines(text: str, count: int = 30) -> str:
+    return "\n".join(text.rstrip().splitlines()[-count:])
+
+
+def make_tiny(folder: Path, texts: Sequence[str], *, real_ids: bool = False) -> Path:
+    """Write the random-weight checkpoint of `vltool.training.tiny` into `folder`; arguments as there."""
     require_training_stack()
     with quiet_imports(show=False):
         from vltool.training import tiny
 
-    return tiny.make_tiny(folder, texts=tuple(texts))
+    return tiny.make_tiny(folder, texts=tuple(texts), real_ids=real_ids)
 
 
 @contextmanager

@@ -20,12 +20,13 @@ from vltool.recipe.swift_keys import swift_table
 from vltool.run import unsupported
 from vltool.run.arguments import TunerPlan, last_blocks_regex, swift_arguments, tuner_arguments
 from vltool.run.chain import read_chain
+from vltool.run.deepspeed import deepspeed_config
 from vltool.run.evidence import to_json
 from vltool.run.folder import choose_folder
+from vltool.run.ranks import LaunchPlan, launch_plan
 
 ADDITIVE_STARTS = ("true", "True", "gaussian")
 """Values of `init_weights` that leave the base's own weights as they are."""
-ONE_PROCESS = "this version of vltool cannot do more than one process yet"
 SILENT_RESIZERS = ("MAX_PIXELS", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "IMAGE_MIN_TOKEN_NUM", "SPATIAL_MERGE_SIZE")
 """Environment variables by which the training stack resizes images without a word."""
 
@@ -103,6 +104,7 @@ class RunPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data: DataPlan
     distillation: DistillationPlan | None
     saving: SavePlan
+    launch: LaunchPlan
     dump_conversation: str | None
     """File that gets the first training sample as the model reads it."""
     env: dict[str, str]
@@ -130,7 +132,7 @@ def make_plan(
     probe: bool = False,
     to_show: bool = False,
 ) -> RunPlan:
-    """Turn a recipe into a plan for one process on this host. Writes nothing.
+    """Turn a recipe into a plan for the processes of its run. Writes nothing.
 
     to_show: the plan is looked at and not run, so that records may be elsewhere and the run folder in use.
     Raises InvalidInput with every problem: what is not built yet, absent paths, a checkpoint that is no
@@ -147,7 +149,9 @@ def make_plan(
         )
     model_type = recipe.model.model_type or (architecture.model_type if architecture else "")
     run_dir, resume = choose_folder(recipe, cwd, now or datetime.now(UTC), [] if to_show else problems)
-    arguments, origins = swift_arguments(recipe, problems)
+    launch = launch_plan(recipe, env, problems)
+    arguments, origins = swift_arguments(recipe, problems, processes=launch.processes)
+    deepspeed = deepspeed_config(recipe, problems)
     tuner = _tuner(recipe, architecture, arguments, problems)
     distillation = _distillation(recipe, architecture, tuner, arguments, problems)
     if problems:
@@ -162,6 +166,9 @@ def make_plan(
         "max_model_len": recipe.global_max_length,
     }
     origins |= _own_origins(recipe)
+    if deepspeed is not None:
+        arguments["deepspeed"] = deepspeed
+        origins["deepspeed"] = str(recipe.where("deepspeed.config"))
     if custom.val_jsonl is None:
         arguments["eval_strategy"] = "no"
         for name in ("eval_strategy", "eval_steps"):
@@ -200,6 +207,7 @@ def make_plan(
             delay_steps=recipe.training.save_delay_steps,
             last=recipe.training.save_last_epoch,
         ),
+        launch=launch,
         dump_conversation=dump,
         env=dict(recipe.launch.env),
         debug=debug,
@@ -243,12 +251,7 @@ def _absent_files(recipe: Recipe, problems: list[Problem]) -> None:
 def _environment(recipe: Recipe, env: Mapping[str, str]) -> list[Problem]:
     """Variables that would resize images behind the recipe's back."""
     wanted = str(recipe.swift.get("template", {}).get("max_pixels"))
-    several = [
-        Problem(f"the environment sets {name}={env[name]}: {ONE_PROCESS}", "launch one process: vltool train RECIPE")
-        for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "NNODES")
-        if env.get(name, "1") != "1"
-    ]
-    return several + [
+    return [
         Problem(
             f"the environment sets {name}={env[name]}, by which images would be resized silently",
             "unset it: template.max_pixels is the one size knob",

@@ -81,21 +81,12 @@ def _narrowed(tuner: Tuner) -> bool:
 
 def problems(recipe: Recipe) -> list[Problem]:
     """One problem for each thing that the recipe asks for and `train` cannot do yet."""
-    custom, training, tuner, rlhf, launch = recipe.custom, recipe.training, recipe.tuner, recipe.rlhf, recipe.launch
+    custom, training, tuner, rlhf = recipe.custom, recipe.training, recipe.tuner, recipe.rlhf
     asked: list[tuple[bool, str, str]] = [
         (custom.fusion_config is not None, "custom.fusion_config", "mixtures of datasets"),
         (custom.augmentation.enabled, "custom.augmentation.enabled", "augmentation"),
         (custom.visual_kd.enabled, "custom.visual_kd.enabled", "distillation of vision features"),
         (training.packing, "training.packing", "packing"),
-        (recipe.deepspeed.enabled, "deepspeed.enabled", "DeepSpeed"),
-        (launch.nproc_per_node != 1, "launch.nproc_per_node", "more than one process"),
-        (launch.nnodes != 1, "launch.nnodes", "more than one node"),
-        (launch.node_rank != 0, "launch.node_rank", "more than one node"),
-        (launch.master_addr is not None, "launch.master_addr", "more than one node"),
-        (launch.master_port is not None, "launch.master_port", "more than one node"),
-        (launch.rdzv_backend is not None, "launch.rdzv_backend", "more than one node"),
-        (launch.rdzv_endpoint is not None, "launch.rdzv_endpoint", "more than one node"),
-        (launch.rdzv_id is not None, "launch.rdzv_id", "more than one node"),
         (tuner.merge_previous is not None, "tuner.merge_previous", "merging of an earlier stage"),
         (
             _narrowed(tuner) and tuner.target_modules != ("all-linear",),

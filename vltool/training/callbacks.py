@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ from vltool.run.evidence import Evidence, TowerRow
 from vltool.run.launch import Reporter
 from vltool.run.plan import SavePlan
 from vltool.training.freeze import GradientAudit, fingerprints
+from vltool.training.ranks import Ranks
 from vltool.training.trainer import CaptionTrainer
 
 
@@ -56,7 +57,7 @@ class Telemetry(TrainerCallback):
         self._reporter.progress("evaluating", self._evaluated, len(eval_dataloader))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Write one row. Raises RunFailed when the loss or its gradient is not finite."""
+        """Write one row."""
         logs = dict(logs or {})
         if "train_runtime" in logs:
             # The parent's summary at the end of training is no metric of a step.
@@ -68,27 +69,41 @@ class Telemetry(TrainerCallback):
                 self._board.add_scalar(name, value, state.global_step)
         self._board.flush()
         self._reporter.row(row)
-        for name in ("train/loss", "train/grad_norm", "eval/loss"):
-            require_finite(name, row.get(name, 0.0), state.global_step)
 
     def close(self) -> None:
         """Flush and close TensorBoard's file."""
         self._board.close()
 
 
+class Finite(TrainerCallback):
+    """Ends the run, on all processes alike, when a loss or its gradient is not finite."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Look at a row, which every process makes of the same sums."""
+        row = telemetry.make_row(state.global_step, logs or {})
+        for name in ("train/loss", "train/grad_norm", "eval/loss"):
+            require_finite(name, row.get(name, 0.0), state.global_step)
+
+
 class StepAudit(TrainerCallback):
     """Audit after step 1: gradients where something should train, not a bit changed where nothing should."""
 
     def __init__(
-        self, trainer: CaptionTrainer, evidence: Evidence, run_dir: Path, before: dict[str, int], reporter: Reporter
+        self, trainer: CaptionTrainer, evidence: Evidence, keep: Callable[[], None], ranks: Ranks, reporter: Reporter
     ) -> None:
+        """keep: writes the evidence into the run folder."""
         self._trainer = trainer
         self._evidence = evidence
-        self._run_dir = run_dir
+        self._keep = keep
+        self._ranks = ranks
         self._reporter = reporter
-        self._before = before
-        self._gradients = GradientAudit(trainer.model)
+        self._before: dict[str, int] = {}
+        self._gradients = GradientAudit(trainer.model, ranks)
         self._looked_at_frozen = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the frozen parameters' fingerprints: from here on nothing shards or casts them any more."""
+        self._before = fingerprints(self._trainer.model)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the gradients until each part has shown its own. Raises RunFailed with the table."""
@@ -99,15 +114,13 @@ class StepAudit(TrainerCallback):
         for name, value in self._trainer.window_means().items():
             require_finite(f"train/{name}", value, state.global_step + 1)
         rate = max((group["lr"] for group in self._trainer.optimizer.param_groups), default=0.0)
-        broken = self._gradients.observe(
-            self._trainer.model, saw_images=self._trainer.saw_images, learning_rate=float(rate)
-        )
+        broken = self._gradients.observe(saw_images=self._trainer.saw_images, learning_rate=float(rate))
         shown = self._gradients.per_tower()
         for row in self._rows():
             row.got_gradient = shown.get(row.tower)
         if broken or self._gradients.done:
             self._evidence.gradient_problems = [f"{tower}: {what}" for tower, what in broken]
-            self._evidence.write(self._run_dir)
+            self._keep()
         if broken:
             self._stop(f"audit of the gradients at step {state.global_step + 1}", broken)
 
@@ -120,10 +133,11 @@ class StepAudit(TrainerCallback):
     def look_at_frozen(self, step: int) -> None:
         """Compare frozen parameters with those before step 1. Raises RunFailed where one changed."""
         now = fingerprints(self._trainer.model)
-        changed = sorted(name for name, value in self._before.items() if now.get(name) != value)
+        mine = {name for name, value in self._before.items() if now.get(name) != value}
+        changed = sorted(set().union(*self._ranks.gather(mine)))
         self._evidence.frozen_tensors = len(self._before)
         self._evidence.frozen_changed = changed
-        self._evidence.write(self._run_dir)
+        self._keep()
         if changed:
             self._stop(
                 f"audit of the frozen parameters at step {step}",
@@ -176,20 +190,24 @@ class Saving(TrainerCallback):
 class Stop(TrainerCallback):
     """Ctrl-C and SIGTERM end the run after the current step, with a checkpoint; a second Ctrl-C at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._received = 0
         self.signal: int | None = None
+        """The one that ended the run; the same on every process, whichever of them it reached."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop, if a signal came."""
+        """Save and stop, if a signal came to any process."""
+        self.signal = self._ranks.most(self._received) or None
         if self.signal is not None:
             control.should_save = True
             control.should_evaluate = False
             control.should_training_stop = True
 
     def _receive(self, number: int, _: Any) -> None:
-        if self.signal is not None:
+        if self._received:
             raise KeyboardInterrupt
-        self.signal = number
+        self._received = number
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -6,15 +6,64 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from vltool.data.dataset import CaptionDataset
 from vltool.errors import BadContent, Problem
+from vltool.training.losses import IGNORE
 
-FAILURE = "vltool_failure"
-"""Key of a batch that could not be made; its value is the tuple of problems."""
+FACTS = "vltool_facts"
+"""Key of a batch under which its `BatchFacts` lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFacts:
+    """What a batch comes to, known without looking at its tensors, which may lie on a GPU."""
+
+    label_tokens: int = 0
+    """Tokens that the loss sees."""
+    has_image: bool = False
+    """Whether one of its records holds an image."""
+    problems: tuple[Problem, ...] = ()
+    """Why the batch could not be made; it holds nothing else then."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlankImage:
+    """A black image of one token, for batches without any.
+
+    The vision tower has to run on every process and in every step: where another process's does, its
+    parameters are gathered and their gradients averaged by all. The image follows the last token of a
+    record, so no other token attends to it, and its own are no labels: it changes no loss, and the gradient
+    that it brings the tower is zero.
+    """
+
+    token_ids: tuple[int, ...]
+    """Start of vision, placeholder, end of vision."""
+    kinds: tuple[int, ...]
+    """The same as `mm_token_type_ids`."""
+    pixel_values: Tensor
+    image_grid_thw: Tensor
+
+    def after(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """The text-only sample with this image at its end."""
+        count = len(self.token_ids)
+        longer = sample | {
+            "input_ids": [*sample["input_ids"], *self.token_ids],
+            "labels": [*sample["labels"], *(IGNORE,) * count],
+            "mm_token_type_ids": torch.tensor([0] * len(sample["input_ids"]) + list(self.kinds)),
+            "pixel_values": self.pixel_values,
+            "image_grid_thw": self.image_grid_thw,
+        }
+        if sample.get("loss_scale") is not None:
+            longer["loss_scale"] = [*sample["loss_scale"], *(0.0,) * count]
+        return longer
+
 
 Encode = Callable[[list[dict[str, Any]]], dict[str, Any]]
 """Messages -> input ids, labels, pixel values of one sample. Raises BadContent without a place."""
@@ -37,14 +86,16 @@ class EncodedRecords(Dataset[dict[str, Any]]):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample at an index; one past the last record fills a batch, and no loss sees it."""
         where = None
         self._leave_signals_to_the_trainer()
         try:
-            sample = self._records[index]
+            sample = self._records[index % len(self)]
             where = sample.where
-            return self._encode(sample.messages)
+            encoded = self._encode(sample.messages)
         except BadContent as error:
-            return {FAILURE: tuple(Problem(p.what, p.do, p.where or where) for p in error.problems)}
+            return {FACTS: BatchFacts(problems=tuple(Problem(p.what, p.do, p.where or where) for p in error.problems))}
+        return encoded if index < len(self) else encoded | {"labels": [IGNORE] * len(encoded["labels"])}
 
     def close(self) -> None:
         """The run is over: workers may be ended by a signal again."""
@@ -59,17 +110,26 @@ class EncodedRecords(Dataset[dict[str, Any]]):
 
 
 class Collator:
-    """Pads samples into a batch; a failed sample makes the batch a failure."""
+    """Pads samples into a batch with its facts; a failed sample makes the batch a failure."""
 
-    def __init__(self, pad: Callable[[list[dict[str, Any]]], dict[str, Any]]) -> None:
+    def __init__(self, pad: Callable[[list[dict[str, Any]]], dict[str, Any]], blank: BlankImage) -> None:
         self._pad = pad
+        self._blank = blank
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        failures = [problem for sample in samples for problem in sample.get(FAILURE, ())]
-        return {FAILURE: tuple(failures)} if failures else self._pad(samples)
+        problems = tuple(problem for sample in samples if FACTS in sample for problem in sample[FACTS].problems)
+        if problems:
+            return {FACTS: BatchFacts(problems=problems)}
+        facts = BatchFacts(
+            label_tokens=sum(label != IGNORE for sample in samples for label in sample["labels"][1:]),
+            has_image=any(sample.get("pixel_values") is not None for sample in samples),
+        )
+        if not facts.has_image:
+            samples = [self._blank.after(samples[0]), *samples[1:]]
+        return self._pad(samples) | {FACTS: facts}
 
 
 def raise_failure(batch: dict[str, Any]) -> None:
     """Raise BadContent for a batch that holds problems; otherwise do nothing."""
-    if FAILURE in batch:
-        raise BadContent(batch[FAILURE])
+    if problems := batch[FACTS].problems:
+        raise BadContent(problems)

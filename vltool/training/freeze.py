@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from msgspec import Struct
@@ -22,6 +23,7 @@ from vltool.checkpoint.architecture import (
 from vltool.recipe.tuner_rules import NO_TARGETS
 from vltool.run.arguments import TunerPlan
 from vltool.run.evidence import TowerRow
+from vltool.training.ranks import Ranks
 
 
 class Audit(Struct, kw_only=True):
@@ -98,9 +100,9 @@ def audit_before(model: nn.Module, tuner: TunerPlan) -> Audit:
     for name, parameter in model.named_parameters():
         row = rows[tower_of(name)]
         if not parameter.requires_grad:
-            row.frozen += parameter.numel()
+            row.frozen += _elements(parameter)
             continue
-        row.trainable += parameter.numel()
+        row.trainable += _elements(parameter)
         if tuner.tuner_type != "full" and not in_adapter(name):
             strays.setdefault(row.tower, plain_name(name))
         block = early.search(plain_name(name))
@@ -125,65 +127,91 @@ def audit_before(model: nn.Module, tuner: TunerPlan) -> Audit:
 def fingerprints(model: nn.Module, *, trainable: bool = False) -> dict[str, int]:
     """A 64-bit hash of each frozen (or trainable) parameter; equal bits give equal numbers.
 
-    AdaLoRA's counts of ranks are parameters by form only, and change as it moves ranks.
+    AdaLoRA's counts of ranks are parameters by form only, and change as it moves ranks. Of a parameter that
+    ZeRO-3 keeps in shards, it is this process's shard.
     """
     parameters = ((name, p) for name, p in model.named_parameters() if ".ranknum." not in name)
     chosen = [(name, p) for name, p in parameters if p.requires_grad is trainable]
     if not chosen:
         return {}
-    hashes = torch.stack([torch.hash_tensor(p.detach()).cpu() for _, p in chosen])
+    hashes = torch.stack([torch.hash_tensor(getattr(p, "ds_tensor", p).detach()).cpu() for _, p in chosen])
     return dict(zip((name for name, _ in chosen), hashes.tolist(), strict=True))
+
+
+def _elements(parameter: Tensor) -> int:
+    """Elements of a parameter; ZeRO-3 leaves none in those that it keeps in shards, and their number beside."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+Part = tuple[Tower, int | None]
+"""A tower, or one of the deepstack mergers by its number."""
 
 
 class GradientAudit:
     """Follows the gradients of the first steps until every part has shown that it trains.
 
-    `observe` is called before each optimizer step, with gradients in place. A part is a tower, or one of
-    the deepstack mergers. By the first step in which it received input, some tensor of each part must have
-    a finite, non-zero gradient; and by the second update at a learning rate above zero, every kind of
-    tensor of it (LoRA's first factors start without one, as their partners are zero).
+    It listens as each gradient is made, before anything averages or shards it, and `observe` is called once
+    an optimizer step. By the first step in which it received input, some tensor of each part must have a
+    finite, non-zero gradient on some process; and by the second update at a learning rate above zero, every
+    kind of tensor of it (LoRA's first factors start without one, as their partners are zero).
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._parts: dict[tuple[Tower, int | None], dict[str, bool]] = {}
+    def __init__(self, model: nn.Module, ranks: Ranks) -> None:
+        self._model = model
+        self._ranks = ranks
+        self._parts: dict[Part, dict[str, bool]] = {}
+        self._norms: list[tuple[Part, str, str, Tensor]] = []
         self._updates = 0
         self.done = False
+        self._handles = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                key = (tower_of(name), deepstack_index(name))
-                self._parts.setdefault(key, {}).setdefault(tensor_kind(name), False)
+                part, kind = (tower_of(name), deepstack_index(name)), tensor_kind(name)
+                self._parts.setdefault(part, {}).setdefault(kind, False)
+                self._handles.append(parameter.register_hook(partial(self._hear, part, kind, name)))
 
-    def observe(self, model: nn.Module, *, saw_images: bool, learning_rate: float) -> list[tuple[Tower, str]]:
-        """Look at the gradients of one step. Returns what is wrong, by tower; empty while all is well."""
-        broken: list[tuple[Tower, str]] = []
-        checks: list[tuple[tuple[Tower, int | None], str, str, Tensor]] = []
-        for name, parameter in model.named_parameters():
-            if parameter.grad is None:
-                continue
-            key = (tower_of(name), deepstack_index(name))
-            if not parameter.requires_grad:
-                broken.append((key[0], f"{plain_name(name)} is frozen, but has a gradient"))
-                continue
-            checks.append((key, tensor_kind(name), name, parameter.grad.detach().float().norm()))
+    def _hear(self, part: Part, kind: str, name: str, gradient: Tensor) -> None:
+        self._norms.append((part, kind, name, gradient.detach().float().norm()))
+
+    def observe(self, *, saw_images: bool, learning_rate: float) -> list[tuple[Tower, str]]:
+        """Judge the gradients of one step. Returns what is wrong, by tower; empty while all is well."""
+        broken: list[tuple[Tower, str]] = [
+            (tower_of(name), f"{plain_name(name)} is frozen, but has a gradient")
+            for name, parameter in self._model.named_parameters()
+            if parameter.grad is not None and not parameter.requires_grad
+        ]
         # One transfer for all norms: each `.item()` would wait for the device.
-        norms = torch.stack([norm for *_, norm in checks]).tolist() if checks else []
-        for (key, kind, name, _), value in zip(checks, norms, strict=True):
+        values = torch.stack([norm for *_, norm in self._norms]).tolist() if self._norms else []
+        shown: set[tuple[Part, str]] = set()
+        for (part, kind, name, _), value in zip(self._norms, values, strict=True):
             if not math.isfinite(value):
-                broken.append((key[0], f"the gradient of {plain_name(name)} is not finite"))
+                broken.append((part[0], f"the gradient of {plain_name(name)} is not finite"))
             elif value > 0.0:
-                self._parts[key][kind] = True
+                shown.add((part, kind))
+        self._norms.clear()
+        together = self._ranks.gather((broken, shown))
+        broken = list(dict.fromkeys(found for theirs, _ in together for found in theirs))
+        for part, kind in set().union(*(theirs for _, theirs in together)):
+            self._parts[part][kind] = True
         self._updates += learning_rate > 0.0
         for (tower, merger), kinds in self._parts.items():
             if tower not in ("language", "head") and not saw_images:
                 continue
-            part = "" if merger is None else f"merger {merger} "
+            name = "" if merger is None else f"merger {merger} "
             if not any(kinds.values()):
-                broken.append((tower, f"{part}should train, but no gradient reaches it"))
+                broken.append((tower, f"{name}should train, but no gradient reaches it"))
             elif self._updates >= 2:
-                broken += [(tower, f"{part}gets no gradient in its {kind}") for kind, got in kinds.items() if not got]
-        shown = all(got for kinds in self._parts.values() for got in kinds.values())
-        self.done = bool(broken) or (self._updates >= 2 and shown)
+                broken += [(tower, f"{name}gets no gradient in its {kind}") for kind, got in kinds.items() if not got]
+        all_shown = all(got for kinds in self._parts.values() for got in kinds.values())
+        self.done = bool(broken) or (self._updates >= 2 and all_shown)
+        if self.done:
+            self.close()
         return broken
+
+    def close(self) -> None:
+        """Listen no longer."""
+        for handle in self._handles:
+            handle.remove()
 
     def per_tower(self) -> dict[Tower, bool]:
         """Whether each tower with trainable tensors got gradients in all of its parts."""

@@ -18,9 +18,9 @@ LOGGERS = ("swift", "transformers", "peft", "accelerate", "py.warnings")
 class WarningsFile(logging.Handler):
     """Appends each warning, once, as a JSON line; keeps them until the run folder is the run's own."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path | None) -> None:
         super().__init__(logging.WARNING)
-        self._path = run_dir / WARNINGS_FILE_NAME
+        self._path = None if run_dir is None else run_dir / WARNINGS_FILE_NAME
         self._seen: set[str] = set()
         self._kept: list[str] | None = []
 
@@ -42,14 +42,17 @@ class WarningsFile(logging.Handler):
         self._append("".join(kept))
 
     def _append(self, text: str) -> None:
+        if self._path is None:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(text)
 
 
 @contextmanager
-def logs_into(run_dir: Path, *, show: bool) -> Iterator[WarningsFile]:
+def logs_into(run_dir: Path | None, *, show: bool) -> Iterator[WarningsFile]:
     """Inside, warnings of ms-swift, transformers, peft and Python go to the run folder, once it has begun.
 
+    run_dir: None on all processes but the first, which see the same.
     show: leave the libraries' own output on the terminal too.
     """
     handler = WarningsFile(run_dir)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import TrainerCallback
 
-from vltool.run.evidence import PROBE_FILE_NAME
+from vltool.run.evidence import PROBE_FILE_NAME, Evidence
 from vltool.training.collate import EncodedRecords
 from vltool.training.losses import IGNORE
 from vltool.training.teacher import evaluating
@@ -20,19 +22,32 @@ POSITIONS = 16
 """Label positions whose logits are kept; all of them would be gigabytes at a real vocabulary."""
 
 
-class Probe:
-    """The first records of the training data as one batch."""
+class Probe(TrainerCallback):
+    """The first records of the training data as one batch, which every process measures."""
 
-    def __init__(self, trainer: CaptionTrainer, records: EncodedRecords) -> None:
+    def __init__(
+        self, trainer: CaptionTrainer, records: EncodedRecords, evidence: Evidence, keep: Callable[[], None]
+    ) -> None:
+        """keep: writes the evidence into the run folder."""
         self._trainer = trainer
+        self._evidence = evidence
+        self._keep = keep
         self._batch = trainer.data_collator([records[i] for i in range(min(RECORDS, len(records)))])
 
-    def measure(self) -> tuple[float, float | None]:
-        """Cross entropy and divergence (None without a teacher) per label token."""
-        return self._trainer.measure(self._batch)
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Measure cross entropy and divergence per label token: only now a model in shards can run."""
+        self._evidence.ce_before, self._evidence.kd_at_start = self._trainer.measure(self._batch)
+        self._keep()
 
-    def save(self, run_dir: Path) -> None:
-        """Write the batch and the trained model's logits at some label positions into the run folder."""
+    def measure_after(self) -> None:
+        """Measure the cross entropy of the trained model."""
+        self._evidence.ce_after, _ = self._trainer.measure(self._batch)
+
+    def save(self, run_dir: Path, *, writes: bool) -> None:
+        """Write the batch and the trained model's logits at some label positions into the run folder.
+
+        writes: whether this process is the one that does; all have to compute them.
+        """
         inputs = {
             name: value for name, value in self._batch.items() if isinstance(value, Tensor) and name in MODEL_INPUTS
         }
@@ -40,13 +55,16 @@ class Probe:
         rows, columns = (labels_BS[:, 1:] != IGNORE).nonzero(as_tuple=True)
         chosen = torch.linspace(0, len(rows) - 1, min(POSITIONS, len(rows))).round().long()
         at_P2 = torch.stack((rows[chosen], columns[chosen]), dim=1)
-        with torch.no_grad(), evaluating(self._trainer.model), self._trainer.accelerator.autocast():
-            logits_PV = logits_at(self._trainer.model, inputs, at_P2)
-        tensors = {f"inputs.{name}": value for name, value in inputs.items()}
-        tensors |= {"positions": at_P2, "logits": logits_PV}
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, run_dir / PROBE_FILE_NAME
-        )
+        model = self._trainer.model_wrapped
+        with torch.no_grad(), evaluating(model), self._trainer.accelerator.autocast():
+            logits_PV = logits_at(model, inputs, at_P2)
+        if writes:
+            tensors = {f"inputs.{name}": value for name, value in inputs.items()}
+            tensors |= {"positions": at_P2, "logits": logits_PV}
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+                run_dir / PROBE_FILE_NAME,
+            )
 
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids")

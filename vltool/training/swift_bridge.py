@@ -12,22 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from swift.arguments import SftArguments
+from swift.dataloader.shard import DataLoaderShard
 from swift.pipelines.train import SwiftSft
 from swift.template import MaxLengthError
 from swift.trainers import Seq2SeqTrainer
 from swift.trainers.patcher import PrinterCallbackNew, ProgressCallbackNew
+from swift.utils import disable_deepspeed_zero3
 
 from vltool.errors import BadContent, InvalidInput, MissingOnHost, Problem
 from vltool.recipe.swift_keys import swift_table
 from vltool.run.arguments import ALWAYS
 from vltool.run.plan import RunPlan
+from vltool.training.collate import BlankImage
 
 __all__ = [
     "MS_SWIFT_CALLBACKS",
+    "DataLoaderShard",
     "Prepared",
     "Seq2SeqTrainer",
+    "blank_image",
     "build",
     "build_teacher",
     "check_arguments",
@@ -85,6 +91,7 @@ def build(plan: RunPlan, *, records: int = 1) -> Prepared:
     except ImportError as error:
         raise MissingOnHost(f"the model needs a package that is not installed: {error}", "install it") from error
     _keep_context_length(pipeline.model, plan)
+    _obey_token_ids(pipeline.template, pipeline.model.config)
     try:
         model = pipeline.prepare_model(
             arguments, pipeline.model, template=pipeline.template, train_dataset=range(records), task_type=None
@@ -118,12 +125,25 @@ def _keep_context_length(model: Any, plan: RunPlan) -> None:
         model.config.get_text_config().max_position_embeddings = length
 
 
+def _obey_token_ids(template: Any, config: Any) -> None:
+    """Take the placeholders' ids from the checkpoint: ms-swift writes those of the released models into its class.
+
+    Assigned on the instance. The list is replaced, not changed: ms-swift keeps one for the class, into
+    which each template made in a process puts its ids, so another checkpoint's would count as placeholders.
+    """
+    template.image_token_id = config.image_token_id
+    template.video_token_id = config.video_token_id
+    template.placeholder_tokens = [config.image_token_id, config.video_token_id]
+
+
 def build_teacher(plan: RunPlan, prepared: Prepared) -> Any:
     """A frozen copy of the plan's teacher in evaluation mode, on the student's device."""
     assert plan.distillation is not None
-    teacher, _ = prepared.arguments.get_model_processor(
-        model=plan.distillation.teacher_model, model_type=plan.distillation.teacher_model_type
-    )
+    # Under ZeRO-3 a model is loaded in shards, which only an engine of its own would put together again.
+    with disable_deepspeed_zero3():
+        teacher, _ = prepared.arguments.get_model_processor(
+            model=plan.distillation.teacher_model, model_type=plan.distillation.teacher_model_type
+        )
     return teacher.requires_grad_(False).eval()
 
 
@@ -154,6 +174,21 @@ def encoder(prepared: Prepared) -> Callable[[list[dict[str, Any]]], dict[str, An
         return encoded
 
     return encode
+
+
+def blank_image(prepared: Prepared) -> BlankImage:
+    """The smallest image that the model takes, for batches without one."""
+    processor, config = prepared.template.processor, prepared.model.config
+    side = processor.image_processor.patch_size * processor.image_processor.merge_size
+    grid = processor.image_processor(
+        images=[np.zeros((side, side, 3), dtype=np.uint8)],
+        return_tensors="pt",
+        size={"shortest_edge": 1, "longest_edge": side**2},
+    )
+    ids = (config.vision_start_token_id, config.image_token_id, config.vision_end_token_id)
+    return BlankImage(
+        token_ids=ids, kinds=(0, 1, 0), pixel_values=grid["pixel_values"], image_grid_thw=grid["image_grid_thw"]
+    )
 
 
 def dump_conversation(prepared: Prepared, sample: dict[str, Any], path: Path) -> None:

@@ -104,6 +104,19 @@ class FrozenCopy:
 
 
 @contextmanager
+def gathered(*weights: Tensor | None) -> Iterator[None]:
+    """Inside, weights that ZeRO-3 keeps in shards are whole. To be entered by all processes."""
+    shards = [weight for weight in weights if hasattr(weight, "ds_id")]
+    if not shards:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(shards):
+        yield
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, the former mode afterwards: without it, checkpointing would run its recompute path."""
     was_training = model.training

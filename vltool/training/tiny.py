@@ -1,13 +1,14 @@
-"""A random-weight Qwen3-VL with the real architecture and special-token ids, made in code.
+"""A random-weight Qwen3-VL with the real architecture, made in code.
 
 It is what `vltool smoke` trains where the operator names no checkpoint. Every module class, weight
-name, tower and special-token id is that of the released models; only widths and depths are small.
-Nothing is downloaded: the tokenizer is a byte-level BPE trained here on a few sentences.
+name, tower and special token is that of the released models; only widths, depths and the vocabulary
+are small. Nothing is downloaded: the tokenizer is a byte-level BPE trained here on a few sentences.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ from transformers import (
 )
 from transformers.utils import logging
 
-FIRST_SPECIAL_ID = 151643
+REAL_FIRST_SPECIAL_ID = 151643
+REAL_VOCAB_SIZE = 151936
+"""Rows of the released models' embedding."""
+ROWS_MULTIPLE = 64
+"""The small vocabulary's rows are rounded up to a multiple of it, as the released models' are."""
 SPECIAL_TOKENS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
     "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
@@ -34,9 +39,7 @@ SPECIAL_TOKENS = (
     "<|fim_suffix|>", "<|fim_pad|>", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>",
     "<think>", "</think>",
 )  # fmt: skip
-"""Qwen3-VL's special tokens in the order of their ids, the first at `FIRST_SPECIAL_ID`."""
-VOCAB_SIZE = 151936
-"""Rows of the real embedding; the ids between the BPE's words and the special tokens are never produced."""
+"""Qwen3-VL's special tokens in the order of their ids, which follow one another."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
@@ -49,16 +52,20 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny(folder: Path, *, texts: tuple[str, ...] = (), seed: int = 0, moe: bool = False) -> Path:
+def make_tiny(
+    folder: Path, *, texts: tuple[str, ...] = (), seed: int = 0, moe: bool = False, real_ids: bool = False
+) -> Path:
     """Write a tiny Qwen3-VL checkpoint (fp32 safetensors, config, processor) into `folder`.
 
     moe: of the architecture with experts.
+    real_ids: with the released models' special-token ids and vocabulary size, at which the head is nearly all of
+        the work; otherwise the special tokens follow the last word.
     texts: what the tokenizer learns its words from; any other text still encodes, byte by byte.
-    The same `texts` and `seed` give the same files bit for bit.
+    The same arguments give the same files bit for bit. Only with the same `texts` do two agree on ids.
     """
     folder.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()
-    tokenizer = _tokenizer(texts)
+    tokenizer = _tokenizer(texts, real_ids=real_ids)
     processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(
             patch_size=16,
@@ -73,12 +80,13 @@ def make_tiny(folder: Path, *, texts: tuple[str, ...] = (), seed: int = 0, moe: 
         chat_template=CHAT_TEMPLATE,
     )
     processor.save_pretrained(folder)
-    model = _model(seed, moe=moe)
+    rows = REAL_VOCAB_SIZE if real_ids else math.ceil(len(tokenizer) / ROWS_MULTIPLE) * ROWS_MULTIPLE
+    model = _model(tokenizer, rows, seed, moe=moe)
     model.save_pretrained(folder)
     return folder
 
 
-def _tokenizer(texts: tuple[str, ...]) -> PreTrainedTokenizerFast:
+def _tokenizer(texts: tuple[str, ...], *, real_ids: bool) -> PreTrainedTokenizerFast:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -86,13 +94,14 @@ def _tokenizer(texts: tuple[str, ...]) -> PreTrainedTokenizerFast:
         vocab_size=4096, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     bpe.train_from_iterator(texts, trainer)
+    first = REAL_FIRST_SPECIAL_ID if real_ids else bpe.get_vocab_size()
     # An added token takes the id that the model's vocabulary gives it, so the special tokens are put there
     # too: the real ids lie far above the last word, with a hole in between.
     description = json.loads(bpe.to_str())
-    description["model"]["vocab"].update({token: FIRST_SPECIAL_ID + n for n, token in enumerate(SPECIAL_TOKENS)})
+    description["model"]["vocab"].update({token: first + n for n, token in enumerate(SPECIAL_TOKENS)})
     description["added_tokens"] = [
         {
-            "id": FIRST_SPECIAL_ID + offset, "content": token, "single_word": False, "lstrip": False,
+            "id": first + offset, "content": token, "single_word": False, "lstrip": False,
             "rstrip": False, "normalized": False, "special": True,
         }
         for offset, token in enumerate(SPECIAL_TOKENS)
@@ -105,13 +114,16 @@ def _tokenizer(texts: tuple[str, ...]) -> PreTrainedTokenizerFast:
     )
 
 
-def _model(seed: int, *, moe: bool) -> Any:
+def _model(tokenizer: PreTrainedTokenizerFast, rows: int, seed: int, *, moe: bool) -> Any:
+    end_of_text, end_of_turn, image, video, vision_start, vision_end = tokenizer.convert_tokens_to_ids(
+        ["<|endoftext|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    )
     hidden, vision_hidden = 16, 16
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
     config = (Qwen3VLMoeConfig if moe else Qwen3VLConfig)(
         text_config=(experts if moe else {})
         | {
-            "vocab_size": VOCAB_SIZE,
+            "vocab_size": rows,
             "hidden_size": hidden,
             "intermediate_size": 32,
             # With three layers the last deepstack merger would feed nothing and get no gradient.
@@ -137,8 +149,12 @@ def _model(seed: int, *, moe: bool) -> Any:
             "deepstack_visual_indexes": [0, 1, 2],
         },
         tie_word_embeddings=True,
-        eos_token_id=FIRST_SPECIAL_ID + 2,
-        pad_token_id=FIRST_SPECIAL_ID,
+        eos_token_id=end_of_turn,
+        pad_token_id=end_of_text,
+        image_token_id=image,
+        video_token_id=video,
+        vision_start_token_id=vision_start,
+        vision_end_token_id=vision_end,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -149,6 +165,6 @@ def _model(seed: int, *, moe: bool) -> Any:
             if parameter.ndim == 1:
                 parameter.data.add_(torch.randn_like(parameter) * 0.02)
     model.generation_config = GenerationConfig(
-        eos_token_id=[FIRST_SPECIAL_ID + 2, FIRST_SPECIAL_ID], pad_token_id=FIRST_SPECIAL_ID, do_sample=False
+        eos_token_id=[end_of_turn, end_of_text], pad_token_id=end_of_text, do_sample=False
     )
     return model

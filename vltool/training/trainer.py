@@ -7,27 +7,31 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import SkipBatchSampler
 from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from vltool.checkpoint.architecture import tower_of
-from vltool.errors import RunFailed
+from vltool.errors import BadContent, RunFailed
 from vltool.run.plan import DistillationPlan
 from vltool.training.adalora import orthogonality
-from vltool.training.collate import Collator, raise_failure
+from vltool.training.collate import FACTS, BlankImage, Collator, raise_failure
+from vltool.training.loader import Batches
 from vltool.training.losses import IGNORE, DistillationLoss, distillation_loss
-from vltool.training.swift_bridge import Seq2SeqTrainer
-from vltool.training.teacher import HeadTap, Teacher, evaluating
+from vltool.training.ranks import Ranks
+from vltool.training.swift_bridge import DataLoaderShard, Seq2SeqTrainer
+from vltool.training.teacher import HeadTap, Teacher, evaluating, gathered
 
 STAGING = ".saving"
 """Folder in the run folder in which a checkpoint is written before it is renamed to its place."""
 
-_NOT_FOR_THE_MODEL = ("labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel")
+_NOT_FOR_THE_MODEL = (FACTS, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel")
 
 
 class Meter:
@@ -46,22 +50,26 @@ class Meter:
             kd = torch.stack((out.kd_sum, out.tokens))
             self._kd = kd if self._kd is None else self._kd + kd
 
-    def means(self, *, parts: bool) -> dict[str, float]:
-        """loss, sft_loss, llm_kd_loss (weighted) and token_acc, each per label token; empty without any.
+    def means(self, ranks: Ranks, *, parts: bool) -> dict[str, float]:
+        """loss, sft_loss, llm_kd_loss (weighted) and token_acc of all processes, each per label token.
 
         parts: take the loss as the sum of its parts, for evaluation, where the divergence is measured
-        on some batches only; otherwise as it was trained on.
+        on some batches only; otherwise as it was trained on. Empty without any batch.
         """
-        if self._sums is None:
+        mine = [0.0] * 7
+        if self._sums is not None:
+            mine[:5] = [*self._sums.tolist(), 1.0]
+        if self._kd is not None:
+            mine[5:] = self._kd.tolist()
+        loss, ce, correct, tokens, batches, kd, kd_tokens = ranks.total(mine)
+        if not batches:
             return {}
-        loss, ce, correct, tokens = self._sums.tolist()
         tokens = max(tokens, 1.0)
         means = {"loss": loss / tokens, "sft_loss": ce / tokens, "token_acc": correct / tokens}
         plan = self._kd_plan
         if plan is not None:
-            if self._kd is not None:
-                kd, kd_tokens = self._kd.tolist()
-                means["llm_kd_loss"] = plan.llm_kd_weight * kd / max(kd_tokens, 1.0)
+            if kd_tokens:
+                means["llm_kd_loss"] = plan.llm_kd_weight * kd / kd_tokens
             if parts:
                 means["loss"] = plan.sft_alpha * means["sft_loss"] + means.get("llm_kd_loss", 0.0)
         return means
@@ -71,9 +79,23 @@ class CaptionTrainer(Seq2SeqTrainer):
     """Cross entropy, with or without a teacher, over label tokens of the whole optimizer step."""
 
     def __init__(
-        self, *args: Any, distillation: DistillationPlan | None, teacher: Teacher | None, tap: HeadTap, **kwargs: Any
+        self,
+        *args: Any,
+        distillation: DistillationPlan | None,
+        teacher: Teacher | None,
+        tap: HeadTap,
+        ranks: Ranks,
+        blank: BlankImage,
+        **kwargs: Any,
     ) -> None:
+        self._blank = blank
         super().__init__(*args, **kwargs)
+        if self.accelerator.num_processes != ranks.count:
+            raise RunFailed(
+                f"accelerate works with {self.accelerator.num_processes} processes, but the run has {ranks.count}: "
+                "each would train on its own",
+                "this is a defect of vltool or of its dependencies: please report it with the plan.json",
+            )
         # The parent would look for old checkpoints in the wrong folder, and at the end delete the last one
         # where only one is to be kept and another was best.
         self._checkpoints_kept = self.args.save_total_limit
@@ -81,13 +103,15 @@ class CaptionTrainer(Seq2SeqTrainer):
         self._distillation = distillation
         self._teacher = teacher
         self._tap = tap
+        self._ranks = ranks
         self._train_meter = Meter(distillation)
         self._eval_meter = Meter(distillation)
         self._eval_batches = 0
+        self._eval_loader: DataLoaderShard | None = None
         self._staging: Path | None = None
-        self._towers: dict[int, str] = {}
+        self._group_towers: list[str] = []
         self.saw_images = False
-        """Whether a batch of the current optimizer step held an image."""
+        """Whether a record of the current optimizer step holds an image, on any process."""
         self.rates: dict[str, float] = {}
         """Learning rates of the last optimizer step, by tower."""
 
@@ -102,29 +126,36 @@ class CaptionTrainer(Seq2SeqTrainer):
     ) -> Any:
         """The loss of one batch: label tokens' sum, divided by the label tokens of the optimizer step."""
         training = model.training
-        with_kd = self._wants_kd(training)
-        out, denominator = self._loss(model, inputs, num_items_in_batch if training else None, with_kd=with_kd)
-        if training:
-            self.saw_images |= inputs.get("pixel_values") is not None
-            if not out.loss.requires_grad:
-                raise RunFailed(
-                    "the loss does not depend on anything that trains: no gradient would reach the student",
-                    "this is a defect of vltool or of its dependencies: please report it with the plan.json",
-                )
-        else:
+        runs_kd, counts_kd = self._wants_kd(training)
+        out, denominator = self._loss(model, inputs, num_items_in_batch if training else None, with_kd=runs_kd)
+        if not training:
             self._eval_batches += 1
-        (self._train_meter if training else self._eval_meter).add(out, out.loss * denominator, with_kd=with_kd)
-        loss = out.loss
+        elif not out.loss.requires_grad:
+            raise RunFailed(
+                "the loss does not depend on anything that trains: no gradient would reach the student",
+                "this is a defect of vltool or of its dependencies: please report it with the plan.json",
+            )
+        (self._train_meter if training else self._eval_meter).add(out, out.loss * denominator, with_kd=counts_kd)
+        # Gradients are averaged over processes, but the denominator is that of all of them.
+        loss = out.loss * self._ranks.count if training else out.loss
         if training and (penalty := orthogonality(self.accelerator.unwrap_model(model))) is not None:
             # Its gradient only: rows show the loss of the captions, as for every other tuner.
             loss = loss + penalty / self.current_gradient_accumulation_steps
         return (loss, {}) if return_outputs else loss
 
-    def _wants_kd(self, training: bool) -> bool:
+    def _wants_kd(self, training: bool) -> tuple[bool, bool]:
+        """Whether the teacher runs on the next batch, and whether what it says is counted.
+
+        In evaluation the first batches are counted, in the order in which they are dealt out to processes; but
+        a teacher in shards has to run on all of them or none.
+        """
         plan = self._distillation
         if plan is None or plan.llm_kd_weight == 0.0:
-            return False
-        return training or plan.eval_kd_batches == "all" or self._eval_batches < plan.eval_kd_batches
+            return False, False
+        if training or plan.eval_kd_batches == "all":
+            return True, True
+        dealt = self._eval_batches * self._ranks.count
+        return dealt < plan.eval_kd_batches, dealt + self._ranks.rank < plan.eval_kd_batches
 
     def _loss(
         self, model: Any, inputs: Mapping[str, Any], denominator: Any, *, with_kd: bool
@@ -140,44 +171,98 @@ class CaptionTrainer(Seq2SeqTrainer):
         if denominator is None:
             denominator = (labels_BS[:, 1:] != IGNORE).sum().clamp(min=1)
         plan = self._distillation
-        out = distillation_loss(
-            hidden_BSH[:, :-1].flatten(0, 1),
-            labels_BS[:, 1:].flatten(),
-            self._tap.weight(),
-            teacher_hidden_NH=teacher_hidden,
-            teacher_head_VH=teacher_head,
-            beta=0.5 if plan is None else plan.beta,
-            temperature=1.0 if plan is None else plan.kd_temperature,
-            ce_weight=1.0 if plan is None else plan.sft_alpha,
-            kd_weight=0.0 if plan is None else plan.llm_kd_weight,
-            denominator=denominator,
-            chunk_tokens=512 if hidden_BSH.is_cuda else 128,
-        )
+        head = self._tap.weight()
+        with gathered(head, teacher_head):
+            out = distillation_loss(
+                hidden_BSH[:, :-1].flatten(0, 1),
+                labels_BS[:, 1:].flatten(),
+                head,
+                teacher_hidden_NH=teacher_hidden,
+                teacher_head_VH=teacher_head,
+                beta=0.5 if plan is None else plan.beta,
+                temperature=1.0 if plan is None else plan.kd_temperature,
+                ce_weight=1.0 if plan is None else plan.sft_alpha,
+                kd_weight=0.0 if plan is None else plan.llm_kd_weight,
+                denominator=denominator,
+                chunk_tokens=512 if hidden_BSH.is_cuda else 128,
+            )
         return out, denominator
 
     def measure(self, batch: Mapping[str, Any]) -> tuple[float, float | None]:
         """Cross entropy and divergence per label token of a batch, without training on it."""
-        wants_kd = self._wants_kd(training=True)
-        with torch.no_grad(), evaluating(self.model), self.accelerator.autocast():
-            out, _ = self._loss(self.model, self._prepare_inputs(dict(batch)), None, with_kd=wants_kd)
+        wants_kd, _ = self._wants_kd(training=True)
+        model = self.model_wrapped
+        with torch.no_grad(), evaluating(model), self.accelerator.autocast():
+            out, _ = self._loss(model, self._prepare_inputs(dict(batch)), None, with_kd=wants_kd)
         tokens = float(out.tokens)
         return float(out.ce_sum) / tokens, float(out.kd_sum) / tokens if wants_kd else None
 
     # --- data -------------------------------------------------------------------------------------
 
     def _get_data_collator(self, args: Any, template: Any) -> Collator:
-        return Collator(super()._get_data_collator(args, template))
+        return Collator(super()._get_data_collator(args, template), self._blank)
+
+    def get_train_dataloader(self, skip_batches: int = 0) -> DataLoaderShard:
+        """This process's batches of an epoch (see `Batches`), but for the first `skip_batches`."""
+        args = self.args
+        batches: Any = Batches(
+            len(self.train_dataset),
+            batch_size=self._train_batch_size,
+            rank=self._ranks.rank,
+            ranks=self._ranks.count,
+            seed=args.data_seed or 0 if args.train_dataloader_shuffle else None,
+            drop_last=args.dataloader_drop_last,
+        )
+        return self._loader(self.train_dataset, SkipBatchSampler(batches, skip_batches) if skip_batches else batches)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoaderShard:
+        """This process's share of the validation records, each of which counts once."""
+        if self._eval_loader is None:
+            batches = Batches(
+                len(self.eval_dataset),
+                batch_size=self.args.per_device_eval_batch_size,
+                rank=self._ranks.rank,
+                ranks=self._ranks.count,
+                seed=None,
+            )
+            self._eval_loader = self._loader(self.eval_dataset, batches)
+        return self._eval_loader
+
+    def _loader(self, records: Any, batches: Any) -> DataLoaderShard:
+        args = self.args
+        return DataLoaderShard(
+            records,
+            device=self.accelerator.device,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            **self._maybe_multiprocessing_context(args),
+        )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], Any]:
-        """The batches of one optimizer step and the number of label tokens in all of them.
+    ) -> tuple[list[dict[str, Any]], float]:
+        """This process's batches of one optimizer step, and the number of label tokens of all processes' batches.
 
-        Raises BadContent for a record that could not be encoded.
+        Raises BadContent, on every process, for records that could not be encoded.
         """
-        self.saw_images = False
-        batches, items = super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
-        return batches, items
+        batches = list(islice(epoch_iterator, num_batches))
+        facts = [batch[FACTS] for batch in batches]
+        tokens, images, problems = self._ranks.total(
+            [
+                sum(fact.label_tokens for fact in facts),
+                sum(fact.has_image for fact in facts),
+                sum(len(fact.problems) for fact in facts),
+            ]
+        )
+        if problems:
+            mine = [problem for fact in facts for problem in fact.problems]
+            raise BadContent(problem for theirs in self._ranks.gather(mine) for problem in theirs)
+        self.saw_images = images > 0
+        return batches, max(tokens, 1.0)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         raise_failure(inputs)
@@ -188,7 +273,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log a row; a training row's values come from the sums of its steps, not from means of means."""
         if "loss" in logs:
-            logs |= self._train_meter.means(parts=False)
+            logs |= self._train_meter.means(self._ranks, parts=False)
             self._train_meter = Meter(self._distillation)
             if self.rates:
                 logs["learning_rate"] = self.rates["all"]
@@ -196,8 +281,15 @@ class CaptionTrainer(Seq2SeqTrainer):
         super().log(logs, *args, **kwargs)
 
     def window_means(self) -> dict[str, float]:
-        """Means over the steps since the last row; reading them waits for the device."""
-        return self._train_meter.means(parts=False)
+        """Means over the steps since the last row, of all processes; reading them waits for the device."""
+        return self._train_meter.means(self._ranks, parts=False)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """As the parent's; keeps which tower each group of parameters belongs to, before anything shards them."""
+        optimizer = super().create_optimizer(model)
+        towers = {id(parameter): tower_of(name) for name, parameter in self.model.named_parameters()}
+        self._group_towers = [towers[id(group["params"][0])] for group in optimizer.param_groups]
+        return optimizer
 
     def note_rates(self) -> None:
         """Keep the learning rates of the step about to be taken; those of towers only where they differ."""
@@ -205,18 +297,15 @@ class CaptionTrainer(Seq2SeqTrainer):
         main = [group for group in groups if group.get("initial_lr") == self.args.learning_rate]
         self.rates = {"all": float((main or groups)[0]["lr"])}
         if self.args.optimizer == "multimodal":
-            self.rates |= {self._tower(group["params"][0]): float(group["lr"]) for group in groups}
-
-    def _tower(self, parameter: Tensor) -> str:
-        if not self._towers:
-            self._towers = {id(p): tower_of(name) for name, p in self.model.named_parameters()}
-        return self._towers[id(parameter)]
+            self.rates |= {tower: float(group["lr"]) for tower, group in zip(self._group_towers, groups, strict=True)}
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As the parent's, with loss, sft_loss, llm_kd_loss and token_acc as means over label tokens."""
         self._eval_meter, self._eval_batches = Meter(self._distillation), 0
         output = super().evaluation_loop(*args, **kwargs)
-        output.metrics.update({f"eval_{name}": value for name, value in self._eval_meter.means(parts=True).items()})
+        output.metrics.update(
+            {f"eval_{name}": value for name, value in self._eval_meter.means(self._ranks, parts=True).items()}
+        )
         return output
 
     # --- checkpoints ------------------------------------------------------------------------------
@@ -229,32 +318,34 @@ class CaptionTrainer(Seq2SeqTrainer):
         run_dir = Path(self.args.output_dir)
         name = f"checkpoint-{self.state.global_step}"
         self._staging = run_dir / STAGING
-        shutil.rmtree(self._staging, ignore_errors=True)
-        self._staging.mkdir()
-        # ms-swift copies it from beside the checkpoint, for its tools that merge and serve.
-        if (run_dir / "args.json").is_file():
-            shutil.copy(run_dir / "args.json", self._staging)
+        if self._ranks.is_first:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            self._staging.mkdir()
+            # ms-swift copies it from beside the checkpoint, for its tools that merge and serve.
+            if (run_dir / "args.json").is_file():
+                shutil.copy(run_dir / "args.json", self._staging)
+        self._ranks.wait()
         try:
             super()._save_checkpoint(model, trial)
             best = run_dir / f"checkpoint-{self.state.best_global_step}"
+            self._ranks.wait()
             if best.is_dir() or best.name == name:
                 # The parent takes the folder beside for its place, and writes that down.
                 self.state.best_model_checkpoint = str(best)
+            if self._ranks.is_first:
                 self.state.save_to_json(str(self._staging / name / TRAINER_STATE_NAME))
-            if (run_dir / name).exists():
-                shutil.rmtree(run_dir / name)
-            (self._staging / name).rename(run_dir / name)
+                if (run_dir / name).exists():
+                    shutil.rmtree(run_dir / name)
+                (self._staging / name).rename(run_dir / name)
         finally:
-            shutil.rmtree(self._staging, ignore_errors=True)
+            if self._ranks.is_first:
+                shutil.rmtree(self._staging, ignore_errors=True)
             self._staging = None
         self._update_last_checkpoint_symlink()
-        rotate_checkpoints(
-            output_dir=str(run_dir),
-            save_total_limit=self._checkpoints_kept,
-            best_model_checkpoint=self.state.best_model_checkpoint,
-        )
-
-
-def _checked(batch: dict[str, Any]) -> dict[str, Any]:
-    raise_failure(batch)
-    return batch
+        if self._ranks.is_first:
+            rotate_checkpoints(
+                output_dir=str(run_dir),
+                save_total_limit=self._checkpoints_kept,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+        self._ranks.wait()

@@ -16,31 +16,36 @@ from vltool.run.launch import Reporter
 from vltool.run.manifest import make_manifest
 from vltool.run.plan import RunPlan
 from vltool.training import swift_bridge
-from vltool.training.callbacks import Saving, StepAudit, Stop, Telemetry
+from vltool.training.agreement import agree
+from vltool.training.callbacks import Finite, Saving, StepAudit, Stop, Telemetry
 from vltool.training.chain import carry
 from vltool.training.collate import EncodedRecords
-from vltool.training.freeze import audit_before, fingerprints
+from vltool.training.freeze import audit_before
 from vltool.training.logs import logs_into
 from vltool.training.probe import Probe
+from vltool.training.ranks import Ranks, meet
 from vltool.training.teacher import AdaptersOff, FrozenCopy, HeadTap, Teacher
 from vltool.training.trainer import CaptionTrainer
 
 
 def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str, Any]:
-    """Train as the plan says.
+    """Train as the plan says, alone or as one of the processes that torchrun started.
 
     Returns `{"step", "max_steps", "last_checkpoint", "signal"}`; `signal` is the one that ended the run
-    early, or None. Raises InvalidInput for arguments that ms-swift refuses (then nothing was written),
-    BadContent for a record that cannot be encoded, RunFailed for an audit that failed.
+    early, or None. Raises InvalidInput for arguments that ms-swift refuses or processes that do not see the
+    same (then nothing was written), BadContent for a record that cannot be encoded, RunFailed for an audit
+    that failed.
     """
     plan = RunPlan.from_json(plan_json)
+    ranks = meet(deepspeed="deepspeed" in plan.arguments)
+    plan = agree(plan, ranks)
     run_dir = Path(plan.run_dir)
     existed = run_dir.exists()
     train_set = CaptionDataset(
         Path(plan.data.train_jsonl), **plan.data.reading(validation=False), skip=plan.data.skip_train
     )
     reporter.stage("loading the model")
-    with logs_into(run_dir, show=plan.debug) as warnings_file:
+    with logs_into(run_dir if ranks.is_first else None, show=plan.debug) as warnings_file:
         try:
             prepared = swift_bridge.build(plan, records=len(train_set))
         except (InvalidInput, MissingOnHost):
@@ -49,113 +54,147 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
                 run_dir.rmdir()
             raise
         warnings_file.begin()
-        write_atomically(run_dir / PLAN_FILE_NAME, plan_json)
-        write_atomically(run_dir / "resolved.yaml", resolved_yaml.encode())
-        return _run(plan, prepared, train_set, reporter)
+        evidence = Evidence()
+        if ranks.is_first:
+            write_atomically(run_dir / PLAN_FILE_NAME, plan.to_json())
+            write_atomically(run_dir / "resolved.yaml", resolved_yaml.encode())
+            write_atomically(run_dir / "manifest.json", to_json(make_manifest(plan)))
+        try:
+            outcome = _Run(plan, prepared, train_set, evidence, ranks, reporter).train()
+        except VltoolError as error:
+            evidence.failure = str(error).splitlines()[0]
+            raise
+        finally:
+            if ranks.is_first:
+                evidence.write(run_dir)
+    ranks.end()
+    return outcome
 
 
-def _run(
-    plan: RunPlan, prepared: swift_bridge.Prepared, train_set: CaptionDataset, reporter: Reporter
-) -> dict[str, Any]:
-    run_dir = Path(plan.run_dir)
-    evidence = Evidence()
-    write_atomically(run_dir / "manifest.json", to_json(make_manifest(plan)))
-    try:
-        return _train(plan, prepared, train_set, evidence, reporter)
-    except VltoolError as error:
-        evidence.failure = str(error).splitlines()[0]
-        raise
-    finally:
-        evidence.write(run_dir)
+class _Run:
+    """One process's part of a run."""
 
+    def __init__(
+        self,
+        plan: RunPlan,
+        prepared: swift_bridge.Prepared,
+        train_set: CaptionDataset,
+        evidence: Evidence,
+        ranks: Ranks,
+        reporter: Reporter,
+    ) -> None:
+        self._plan = plan
+        self._run_dir = Path(plan.run_dir)
+        self._prepared = prepared
+        self._train_set = train_set
+        self._evidence = evidence
+        self._ranks = ranks
+        self._reporter = reporter
 
-def _train(
-    plan: RunPlan,
-    prepared: swift_bridge.Prepared,
-    train_set: CaptionDataset,
-    evidence: Evidence,
-    reporter: Reporter,
-) -> dict[str, Any]:
-    run_dir = Path(plan.run_dir)
-    if plan.tuner.carried is not None:
-        evidence.carried = carry(prepared.model, plan.tuner)
-        reporter.carried(plan.tuner.carried.checkpoint, evidence.carried)
-    audit = audit_before(prepared.model, plan.tuner)
-    evidence.towers, evidence.tower_problems = audit.rows, audit.problems
-    evidence.write(run_dir)
-    reporter.towers(audit.rows)
-    if audit.problems:
-        raise RunFailed("audit before step 1: " + "; ".join(audit.problems), "the table above shows every tower")
+    def train(self) -> dict[str, Any]:
+        """Audit, train, and say what it came to."""
+        self._audit()
+        trainer, records = self._trainer()
+        for callback in swift_bridge.MS_SWIFT_CALLBACKS:
+            trainer.remove_callback(callback)
+        step_audit = StepAudit(trainer, self._evidence, self._keep, self._ranks, self._reporter)
+        trainer.add_callback(step_audit)
+        probe = Probe(trainer, records[0], self._evidence, self._keep) if self._plan.probe else None
+        if probe is not None:
+            trainer.add_callback(probe)
+        telemetry = self._telemetry()
+        if telemetry is not None:
+            trainer.add_callback(telemetry)
+        stop = Stop(self._ranks)
+        # The stop comes last: it saves whatever the others say.
+        for callback in (Finite(), Saving(self._plan.saving), stop):
+            trainer.add_callback(callback)
+        self._reporter.stage("training")
+        try:
+            with stop.listening():
+                trainer.train(resume_from_checkpoint=self._plan.resume)
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(
+                f"out of memory in step {trainer.state.global_step + 1}: {str(error).splitlines()[0]}",
+                "lower training.per_device_train_batch_size, template.max_pixels or global_max_length, "
+                "or turn training.gradient_checkpointing on",
+            ) from error
+        finally:
+            for part in records:
+                part.close()
+            if telemetry is not None:
+                telemetry.close()
+            checkpoint = last_complete(self._run_dir)
+            self._evidence.last_checkpoint = None if checkpoint is None else str(checkpoint)
+        if probe is not None:
+            probe.measure_after()
+            step_audit.look_at_frozen(trainer.state.global_step)
+            probe.save(self._run_dir, writes=self._ranks.is_first)
+        self._tap.close()
+        self._evidence.finished = stop.signal is None
+        return {
+            "step": trainer.state.global_step,
+            "max_steps": trainer.state.max_steps,
+            "last_checkpoint": self._evidence.last_checkpoint,
+            "signal": stop.signal,
+        }
 
-    encode = swift_bridge.encoder(prepared)
-    data = plan.data
-    train_records, eval_records = EncodedRecords(train_set, encode), None
-    if data.val_jsonl is not None:
-        val_set = CaptionDataset(Path(data.val_jsonl), **data.reading(validation=True), skip=data.skip_val)
-        eval_records = EncodedRecords(val_set, encode)
-    if plan.dump_conversation is not None:
-        swift_bridge.dump_conversation(prepared, train_records[0], Path(plan.dump_conversation))
+    def _keep(self) -> None:
+        if self._ranks.is_first:
+            self._evidence.write(self._run_dir)
 
-    tap = HeadTap(prepared.model)
-    trainer = CaptionTrainer(
-        model=prepared.model,
-        args=prepared.training_arguments,
-        template=prepared.template,
-        train_dataset=train_records,
-        eval_dataset=eval_records,
-        distillation=plan.distillation,
-        teacher=_teacher(plan, prepared, tap, reporter),
-        tap=tap,
-    )
-    for callback in swift_bridge.MS_SWIFT_CALLBACKS:
-        trainer.remove_callback(callback)
-    resumed_step = 0 if plan.resume is None else int(Path(plan.resume).name.rpartition("-")[2])
-    telemetry = Telemetry(run_dir, reporter, resumed_step=resumed_step)
-    step_audit = StepAudit(trainer, evidence, run_dir, fingerprints(prepared.model), reporter)
-    stop = Stop()
-    # The stop comes last: it saves whatever the others say.
-    for callback in (telemetry, step_audit, Saving(plan.saving), stop):
-        trainer.add_callback(callback)
+    def _audit(self) -> None:
+        """Carry an earlier stage over, and hold what trains against the recipe."""
+        model, tuner, evidence = self._prepared.model, self._plan.tuner, self._evidence
+        if tuner.carried is not None:
+            evidence.carried = carry(model, tuner)
+            self._reporter.carried(tuner.carried.checkpoint, evidence.carried)
+        audit = audit_before(model, tuner)
+        evidence.towers, evidence.tower_problems = audit.rows, audit.problems
+        self._keep()
+        self._reporter.towers(audit.rows)
+        if audit.problems:
+            raise RunFailed("audit before step 1: " + "; ".join(audit.problems), "the table above shows every tower")
 
-    probe = Probe(trainer, train_records) if plan.probe else None
-    if probe is not None:
-        evidence.ce_before, evidence.kd_at_start = probe.measure()
-        evidence.write(run_dir)
-    reporter.stage("training")
-    try:
-        with stop.listening():
-            trainer.train(resume_from_checkpoint=plan.resume)
-    except torch.OutOfMemoryError as error:
-        raise RunFailed(
-            f"out of memory in step {trainer.state.global_step + 1}: {str(error).splitlines()[0]}",
-            "lower training.per_device_train_batch_size, template.max_pixels or global_max_length, "
-            "or turn training.gradient_checkpointing on",
-        ) from error
-    finally:
-        for records in (train_records, eval_records):
-            if records is not None:
-                records.close()
-        telemetry.close()
-        checkpoint = last_complete(run_dir)
-        evidence.last_checkpoint = None if checkpoint is None else str(checkpoint)
-    if probe is not None:
-        evidence.ce_after, _ = probe.measure()
-        step_audit.look_at_frozen(trainer.state.global_step)
-        probe.save(run_dir)
-    tap.close()
-    evidence.finished = stop.signal is None
-    return {
-        "step": trainer.state.global_step,
-        "max_steps": trainer.state.max_steps,
-        "last_checkpoint": evidence.last_checkpoint,
-        "signal": stop.signal,
-    }
+    def _trainer(self) -> tuple[CaptionTrainer, list[EncodedRecords]]:
+        """The trainer and the records that it trains and, if there are any, evaluates on."""
+        plan, prepared = self._plan, self._prepared
+        encode = swift_bridge.encoder(prepared)
+        records = [EncodedRecords(self._train_set, encode)]
+        if plan.data.val_jsonl is not None:
+            val_set = CaptionDataset(
+                Path(plan.data.val_jsonl), **plan.data.reading(validation=True), skip=plan.data.skip_val
+            )
+            records.append(EncodedRecords(val_set, encode))
+        if plan.dump_conversation is not None and self._ranks.is_first:
+            swift_bridge.dump_conversation(prepared, records[0][0], Path(plan.dump_conversation))
+        self._tap = HeadTap(prepared.model)
+        trainer = CaptionTrainer(
+            model=prepared.model,
+            args=prepared.training_arguments,
+            template=prepared.template,
+            train_dataset=records[0],
+            eval_dataset=records[1] if len(records) > 1 else None,
+            distillation=plan.distillation,
+            teacher=self._teacher(),
+            tap=self._tap,
+            ranks=self._ranks,
+            blank=swift_bridge.blank_image(prepared),
+        )
+        return trainer, records
 
+    def _teacher(self) -> Teacher | None:
+        distillation = self._plan.distillation
+        if distillation is None or distillation.llm_kd_weight == 0.0:
+            return None
+        if distillation.teacher == "adapters_off":
+            return AdaptersOff(self._prepared.model, self._tap)
+        self._reporter.stage("loading the teacher")
+        return FrozenCopy(swift_bridge.build_teacher(self._plan, self._prepared))
 
-def _teacher(plan: RunPlan, prepared: swift_bridge.Prepared, tap: HeadTap, reporter: Reporter) -> Teacher | None:
-    if plan.distillation is None or plan.distillation.llm_kd_weight == 0.0:
-        return None
-    if plan.distillation.teacher == "adapters_off":
-        return AdaptersOff(prepared.model, tap)
-    reporter.stage("loading the teacher")
-    return FrozenCopy(swift_bridge.build_teacher(plan, prepared))
+    def _telemetry(self) -> Telemetry | None:
+        """What writes the rows, on the process that does."""
+        if not self._ranks.is_first:
+            return None
+        resumed_step = 0 if self._plan.resume is None else int(Path(self._plan.resume).name.rpartition("-")[2])
+        return Telemetry(self._run_dir, self._reporter, resumed_step=resumed_step)
