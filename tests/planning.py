@@ -72,6 +72,32 @@ def write_checkpoint(folder):
     return folder
 
 
+QUERY = "model.language_model.layers.0.self_attn.q_proj"
+ADAPTER = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "modules_to_save": None}
+
+
+def write_weights(path, names, *, dtype="F32", fill=0):
+    """A safetensors file whose header names tensors of one element, all bytes of which are `fill`."""
+    size = {"F32": 4, "BF16": 2, "I8": 1}[dtype]
+    header = {
+        name: {"dtype": dtype, "shape": [1], "data_offsets": [size * at, size * at + size]}
+        for at, name in enumerate(names)
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes([fill]) * size * len(names))
+
+
+def write_adapter(folder, base, *, adapted=(QUERY,), saved=(), **config):
+    """An adapter's config, and a file whose header names its tensors; their bytes are zeros."""
+    names = [f"base_model.model.{name}.lora_{part}.weight" for name in adapted for part in "AB"]
+    names += [f"base_model.model.{module}.{part}.weight" for module in saved for part in ("norm", "linear_fc1")]
+    folder.mkdir()
+    write_weights(folder / "adapter_model.safetensors", names)
+    document = ADAPTER | {"base_model_name_or_path": str(base), "modules_to_save": list(saved) or None} | config
+    (folder / "adapter_config.json").write_text(json.dumps(document))
+    return folder
+
+
 class House:
     """A folder with `base`, `train.jsonl` and `val.jsonl`; makes plans of recipes on them."""
 

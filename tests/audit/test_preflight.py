@@ -6,7 +6,7 @@ import json
 import struct
 
 import pytest
-from planning import House
+from planning import House, write_adapter
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vltool.audit.preflight import SHOWN, audited
@@ -213,3 +213,16 @@ def test_a_base_that_lacks_files_is_refused_before_it_is_loaded(spoil, error, wo
         look(house)
     with pytest.raises(error, match=words):
         look(house, custom={"preflight": False})
+
+
+def test_before_a_merge_the_original_base_is_looked_at(house):
+    write(house.train, GOOD)
+    earlier = write_adapter(house.folder / "earlier", house.base)
+    merging = {"resume_from_checkpoint": str(earlier), "merge_previous": str(house.folder / "merged")}
+    rlhf = {"rlhf_type": "gkd", "sft_alpha": 1.0, "lmbda": 0.0, "seq_kd": False}
+    for teacher in (None, str(house.folder / "merged")):
+        plan, _ = look(house, custom={"val_jsonl": None}, tuner=merging, rlhf=rlhf | {"teacher_model": teacher})
+        assert plan.data.skip_train == ()
+    (house.base / "preprocessor_config.json").unlink()
+    with pytest.raises(InvalidInput, match="processor_config"):
+        look(house, custom={"val_jsonl": None}, tuner=merging)

@@ -139,6 +139,18 @@ def test_what_an_earlier_stage_changed_may_be_in_the_checkpoint(judged):
     assert rows["teacher"].status == "not asked"
 
 
+def test_a_merged_stage_has_moved_away_from_its_teacher(judged):
+    house = judged.house
+    earlier, merged = house.folder / "earlier", house.folder / "merged"
+    adapter(earlier, house.base)
+    document = json.loads((earlier / "adapter_config.json").read_text())
+    (earlier / "adapter_config.json").write_text(json.dumps(document | {"peft_type": "LORA"}))
+    tuner = {"resume_from_checkpoint": str(earlier), "merge_previous": str(merged)}
+    rows = judged(tuner=tuner, kd_at_start=0.5, checkpoint=merged)
+    assert rows["teacher"].status == "not asked"
+    assert red(rows) == set()
+
+
 def test_a_teacher_of_another_shape_is_meant(judged):
     other = write_config(judged.house.folder / "other", depth=27)
     rows = judged(rlhf={"teacher_model": str(other)}, kd_at_start=1.5)

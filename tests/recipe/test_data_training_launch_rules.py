@@ -50,7 +50,7 @@ EVERY_METRIC = "evaluation logs loss, sft_loss, token_acc"
             f"{EFFECTIVE}: 3 is no multiple of 4 samples", ": 4",
         ),
         (
-            "training: {effective_batch_size: 6}\nlaunch: {nproc_per_node: 2, nnodes: 2}", "5:34",
+            "training: {effective_batch_size: 6}\nlaunch: {nproc_per_node: 2, nnodes: 2, master_addr: h}", "5:34",
             f"{EFFECTIVE}: 6 is no multiple of 4 samples", ": 4 or 8",
         ),
         (
@@ -120,7 +120,15 @@ EVERY_METRIC = "evaluation logs loss, sft_loss, token_acc"
             "write a rank below launch.nnodes",
         ),
         (
-            "launch: {node_rank: 2, nnodes: 2}", "5:21",
+            "launch: {nnodes: 2}", "5:18", "launch.nnodes: 2 nodes have nowhere to meet",
+            "write launch.master_addr, the first node's address, or launch.rdzv_endpoint: HOST:PORT",
+        ),
+        (
+            "launch: {nnodes: 2, master_addr: h, rdzv_endpoint: 'h:1'}", "5:34",
+            "launch.master_addr and launch.rdzv_endpoint are two ways to meet", "write null for one of the two",
+        ),
+        (
+            "launch: {node_rank: 2, nnodes: 2, master_addr: h}", "5:21",
             "launch.node_rank: 2 is none of 2 nodes, which are counted from 0", "write a rank below launch.nnodes",
         ),
         (
@@ -149,7 +157,7 @@ def test_what_breaks_a_rule_is_told_at_its_line(added, at, what, do):
         "training: {packing: true}\ndata: {lazy_tokenize: false}",
         "data: {lazy_tokenize: true}",
         "training: {effective_batch_size: 8, per_device_train_batch_size: 2}",
-        "training: {effective_batch_size: 8}\nlaunch: {nproc_per_node: 2, nnodes: 2}",
+        "training: {effective_batch_size: 8}\nlaunch: {nproc_per_node: 2, nnodes: 2, master_addr: h}",
         "training: {effective_batch_size: 7}\nlaunch: {nproc_per_node: auto}",
         "training: {gradient_accumulation_steps: 6}",
         "training: {vit_lr: 1e-4, aligner_lr: 1e-4, optimizer: multimodal}",
@@ -170,7 +178,7 @@ def test_what_breaks_a_rule_is_told_at_its_line(added, at, what, do):
         "deepspeed: {enabled: true, config: ./stage}",
         "deepspeed: {enabled: true, config: stage.json}",
         "deepspeed: {enabled: true, config: {a: 1}}",
-        "launch: {node_rank: 1, nnodes: 2}",
+        "launch: {node_rank: 1, nnodes: 2, rdzv_endpoint: 'h:1'}",
         "training: {max_grad_norm: 1.0e+300, gradient_checkpointing_kwargs: {a: [1.5, x, true, {b: 2}]}}",
     ],
 )
@@ -458,7 +466,7 @@ CONFLICTS = {
     "accumulation": ("training: {effective_batch_size: 4}", "training: {gradient_accumulation_steps: 4}"),
     "batch and its parts": ("training: {effective_batch_size: 5}", "training: {per_device_train_batch_size: 2}"),
     "batch and processes": ("training: {effective_batch_size: 5}", "launch: {nproc_per_node: 2}"),
-    "batch and nodes": ("training: {effective_batch_size: 5}", "launch: {nnodes: 2}"),
+    "batch and nodes": ("training: {effective_batch_size: 5}", "launch: {nnodes: 2, master_addr: h}"),
     "schedule": ("training: {lr_scheduler_type: cosine}", "training: {lr_scheduler_kwargs: {min_lr: 1.0e-6}}"),
     "floor": (
         "training: {lr_scheduler_type: cosine_with_min_lr, lr_scheduler_kwargs: {min_lr: 0.1}}",

@@ -365,7 +365,10 @@ FEATURES = {
         {"custom": {"visual_kd": VISUAL | {"enabled": False}}, "rlhf": {}},
     ),
     "training.packing": ({"training": {"packing": True}}, {"training": {"packing": False}}),
-    "tuner.merge_previous": ({"tuner": {"merge_previous": "x", "resume_from_checkpoint": "y"}}, {}),
+    "tuner.init_weights": (
+        {"tuner": {"tuner_type": "adalora", "lora_rank": None, "use_dora": None, "init_weights": "pissa"}},
+        {"tuner": {"init_weights": "pissa"}},
+    ),
     "tuner.target_modules": (
         {"tuner": {"target_modules": ["q_proj"], "freeze_vit": False, "last_vit_blocks": 2}},
         {"tuner": {"target_modules": ["q_proj"]}},

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
-from planning import House
+from planning import QUERY, House, write_adapter
 
 from vltool.run.arguments import PEFT_NO_TARGETS, tuner_arguments
 from vltool.run.chain import read_chain
@@ -19,23 +18,6 @@ def house(tmp_path, monkeypatch):
 
 
 MERGER = "model.visual.merger"
-QUERY = "model.language_model.layers.0.self_attn.q_proj"
-CONFIG = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "modules_to_save": None}
-
-
-def write_adapter(folder, base, *, adapted=(QUERY,), saved=(), **config):
-    """An adapter's config, and a file whose header names its tensors; their bytes are zeros."""
-    names = [f"base_model.model.{name}.lora_{part}.weight" for name in adapted for part in "AB"]
-    names += [f"base_model.model.{module}.{part}.weight" for module in saved for part in ("norm", "linear_fc1")]
-    header = {
-        name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * at, 4 * at + 4]} for at, name in enumerate(names)
-    }
-    text = json.dumps(header).encode()
-    folder.mkdir()
-    (folder / "adapter_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 4 * len(names))
-    document = CONFIG | {"base_model_name_or_path": str(base), "modules_to_save": list(saved) or None} | config
-    (folder / "adapter_config.json").write_text(json.dumps(document))
-    return folder
 
 
 def chained(house, name="stage2_llm_lora", **tuner):
@@ -103,6 +85,7 @@ REFUSED = {
     "DoRA then": ({"use_dora": True}, {}, "its adapter is DORA, this stage's is LORA"),
     "a larger rank": ({"r": 64}, {}, "its rank is 64, this stage's only 32"),
     "ranks that differ": ({"rank_pattern": {"x": 4}}, {}, "its ranks differ between modules"),
+    "over a changed base": ({"init_lora_weights": "pissa"}, {}, "it lies over a base that init_lora_weights: pissa"),
     "another base": ({"base_model_name_or_path": "/elsewhere"}, {}, "its base is /elsewhere, the recipe's is "),
 }
 
@@ -114,6 +97,15 @@ def test_what_cannot_be_carried_is_refused_at_its_line(name, house):
     (problem,) = house.refused("stage2_llm_lora", tuner={"resume_from_checkpoint": str(earlier)} | tuner)
     assert problem.what.startswith(f"tuner.resume_from_checkpoint: {what}")
     assert problem.do
+    assert str(problem.where).startswith("mine.yaml:1:")
+
+
+def test_pissa_carries_nothing(house):
+    earlier = write_adapter(house.folder / "earlier", house.base)
+    tuner = {"resume_from_checkpoint": str(earlier), "init_weights": "pissa"}
+    (problem,) = house.refused("stage2_llm_lora", tuner=tuner)
+    assert problem.what.startswith("tuner.init_weights: PiSSA starts from the base's own weights")
+    assert "tuner.merge_previous" in problem.do
     assert str(problem.where).startswith("mine.yaml:1:")
 
 

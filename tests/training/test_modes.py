@@ -46,6 +46,14 @@ MODES = {
     "the aligner in full": (["stage1_aligner_full"], {}, "dense", False, {"aligner", "deepstack"}),
     "rsLoRA": (["base"], {"use_rslora": True}, "dense", True, {"language"}),
     "DoRA": (["stage2_llm_lora", "dora"], {}, "dense", True, {"language", "aligner", "deepstack"}),
+    "PiSSA": (["stage2_llm_lora"], {"init_weights": "pissa"}, "dense", True, {"language", "aligner", "deepstack"}),
+    "PiSSA, drawn, rsLoRA": (
+        ["stage3"], {"init_weights": "pissa_niter_4", "lora_rank": 4, "use_rslora": True}, "moe", True, ALL,
+    ),
+    "PiSSA, DoRA + modules_to_save": (
+        ["base"], {"init_weights": "pissa", "use_dora": True, "modules_to_save": ["model.visual.merger"]}, "dense",
+        True, {"language", "aligner"},
+    ),
     "AdaLoRA": (["stage1_aligner_lora", "adalora"], SMALL_RANKS, "dense", True, {"aligner", "deepstack"}),
     "BOFT": (["stage2_llm_lora", "boft"], {}, "moe", False, {"language", "aligner", "deepstack"}),
     "FourierFT": (["stage1_aligner_lora", "fourierft"], {"fourier_n_frequency": 16}, "dense", True,
@@ -55,7 +63,7 @@ MODES = {
 }  # fmt: skip
 """Mode -> what it extends and changes, on which tiny checkpoint, with distillation or not, and what trains."""
 MERGED = {"LoRA, language", "LoRA, all, three rates", "LoRA + modules_to_save", "rsLoRA", "DoRA", "AdaLoRA", "BOFT",
-          "FourierFT"}  # fmt: skip
+          "FourierFT", "PiSSA", "PiSSA, drawn, rsLoRA", "PiSSA, DoRA + modules_to_save"}  # fmt: skip
 
 
 class Quiet:
@@ -111,10 +119,14 @@ def test_a_mode_trains_what_it_says_and_nothing_else(name, runs):
 
 @pytest.mark.parametrize("name", [name for name, mode in MODES.items() if mode[3]])
 def test_the_teacher_is_shared_where_switching_the_adapter_off_gives_it(name, runs):
-    full = name.startswith("full")
-    assert runs[name].distillation.teacher == ("copy" if full else "adapters_off")
+    moves_the_base = name.startswith(("full", "PiSSA"))
+    assert runs[name].distillation.teacher == ("copy" if moves_the_base else "adapters_off")
     at_start = Evidence.read(Path(runs[name].run_dir)).kd_at_start
-    assert (at_start > 0.0) == (name == "FourierFT")
+    if name.startswith("PiSSA"):
+        # The base is taken apart and put together again, in floating point.
+        assert 0.0 <= at_start < 1e-9
+    else:
+        assert (at_start > 0.0) == (name == "FourierFT")
 
 
 @pytest.mark.parametrize("name", [name for name, mode in MODES.items() if mode[1].get("modules_to_save")

@@ -26,12 +26,13 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
     `custom.preflight: false`. Raises InvalidInput for a base or teacher that lacks files, BadContent for
     one whose weights are broken.
     """
-    for folder in dict.fromkeys((plan.model, *((plan.distillation.teacher_model,) if plan.distillation else ()))):
+    bases = (plan.model, *((plan.distillation.teacher_model,) if plan.distillation else ()))
+    for folder in dict.fromkeys(plan.original if base == plan.model else base for base in bases):
         _require_whole(Path(folder))
     if not plan.data.preflight:
         return plan
     reporter.stage("reading every record")
-    counter = TextCounter.from_folder(Path(plan.model))
+    counter = TextCounter.from_folder(Path(plan.original))
     skips: dict[str, tuple[int, ...]] = {}
     problems: list[Problem] = []
     count = 0

@@ -85,7 +85,7 @@ class Judge:
             return "not asked", "no distillation"
         if self._plan.resume is not None:
             return "not asked", "a resumed run has moved away from its teacher"
-        if self._plan.tuner.carried is not None:
+        if self._plan.tuner.carried is not None or self._plan.merge is not None:
             return "not asked", "an earlier stage has moved away from its teacher"
         if self._plan.tuner.tuner_type == "fourierft":
             return "not asked", "FourierFT starts away from its base"

@@ -52,6 +52,19 @@ def nodes_are_numbered(settings: Settings) -> None:
         settings.problem("launch.node_rank", what, "write a rank below launch.nnodes")
 
 
+def nodes_can_meet(settings: Settings) -> None:
+    """Several nodes need an address that all of them know."""
+    if settings["launch.nnodes"] > 1 and not (settings["launch.master_addr"] or settings["launch.rdzv_endpoint"]):
+        what = f"launch.nnodes: {settings['launch.nnodes']} nodes have nowhere to meet"
+        do = "write launch.master_addr, the first node's address, or launch.rdzv_endpoint: HOST:PORT"
+        settings.problem("launch.nnodes", what, do)
+    elif settings["launch.master_addr"] and settings["launch.rdzv_endpoint"]:
+        what = "launch.master_addr and launch.rdzv_endpoint are two ways to meet"
+        settings.problem(
+            settings.latest("launch.master_addr", "launch.rdzv_endpoint"), what, "write null for one of the two"
+        )
+
+
 def variables_have_names(settings: Settings) -> None:
     """Names in `launch.env` that no environment can hold."""
     for name in settings["launch.env"]:
@@ -60,4 +73,4 @@ def variables_have_names(settings: Settings) -> None:
             settings.problem(key, f"launch.env: {name!r} is no variable's name", "letters, digits and _ make one")
 
 
-RULES = (batches_divide, deepspeed_is_configured, nodes_are_numbered, variables_have_names)
+RULES = (batches_divide, deepspeed_is_configured, nodes_are_numbered, nodes_can_meet, variables_have_names)

@@ -85,9 +85,17 @@ def _refusals(
         )
     if config.get("rank_pattern") or config.get("alpha_pattern") or config.get("bias", "none") != "none":
         found.append(("its ranks differ between modules, or it trained biases", _OTHERWISE.removeprefix("or ")))
+    if moves_the_base(config):
+        what = f"it lies over a base that init_lora_weights: {config['init_lora_weights']} has changed"
+        found.append((what, "convert it to a plain LoRA with the tool that made it"))
     if earlier_base is None or Path(earlier_base).resolve() != base.resolve():
         found.append((f"its base is {earlier_base}, the recipe's is {base}", "name the same base in model.model"))
     return found
+
+
+def moves_the_base(config: dict[str, Any]) -> bool:
+    """Whether an adapter of this configuration lies over other weights than its base's on disk."""
+    return str(config.get("init_lora_weights")).startswith(("pissa", "olora", "corda", "loftq", "lora_ga"))
 
 
 def _saved_in(name: str, modules: list[str] | None) -> str | None:

@@ -11,7 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,8 @@ from vltool.recipe.render import to_yaml
 from vltool.recipe.schema import Recipe
 from vltool.run.deepspeed import offloads
 from vltool.run.evidence import CarriedRow, TowerRow
+from vltool.run.folder import PLAN_FILE_NAME
+from vltool.run.merge import MergePlan, is_merged
 from vltool.run.plan import RunPlan
 from vltool.run.ranks import place_in, torchrun_command, visible_gpus
 from vltool.run.wire import Receiver, rebuilt, receiver
@@ -34,6 +36,7 @@ TRAINING_STACK = {
 
 DEFAULT_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 """Set where unset, before the training stack is imported."""
+SECONDS_TO_MERGE = 1800.0
 SECONDS_TO_FAIL_TOGETHER = 3.0
 """For how long, after a process failed, the others may say what they know before they are ended."""
 
@@ -96,6 +99,12 @@ def train(plan: RunPlan, reporter: Reporter, *, resolved: Recipe) -> dict[str, A
     if gpus:
         # One process takes one GPU: of several it would spread the model's layers over all.
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[: plan.launch.nproc_per_node])
+    if plan.merge is not None and not is_merged(plan.merge):
+        reporter.stage("merging the earlier stage into its base")
+        if (plan.launch.node_rank if place is None else place.rank) == 0:
+            merge(plan)
+        else:
+            _wait_for_merge(plan.merge)
     if place is None and (plan.launch.processes > 1 or uses_deepspeed):
         return _Launched(plan, reporter, to_yaml(resolved)).run()
     with quiet_imports(show=plan.debug):
@@ -217,6 +226,18 @@ def _last_lines(text: str, count: int = 30) -> str:
     return "\n".join(text.rstrip().splitlines()[-count:])
 
 
+def _wait_for_merge(wanted: MergePlan) -> None:
+    """Wait for the first process of the run, which merges for all."""
+    until = time.monotonic() + SECONDS_TO_MERGE
+    while not is_merged(wanted):
+        if time.monotonic() > until:
+            raise RunFailed(
+                f"no merged base in {wanted.folder} after {SECONDS_TO_MERGE / 60:.0f} minutes",
+                "look at the run's first node, which writes it, and whether all nodes see the folder",
+            )
+        time.sleep(1)
+
+
 def make_tiny(folder: Path, texts: Sequence[str], *, real_ids: bool = False) -> Path:
     """Write the random-weight checkpoint of `vltool.training.tiny` into `folder`; arguments as there."""
     require_training_stack()
@@ -229,13 +250,17 @@ def make_tiny(folder: Path, texts: Sequence[str], *, real_ids: bool = False) -> 
 @contextmanager
 def quiet_imports(*, show: bool) -> Iterator[None]:
     """Import the training stack without what it says at import time, which concerns its own authors."""
-    if show:
-        yield
-        return
-    os.environ.setdefault("LOG_LEVEL", "WARNING")  # ms-swift's
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    # DeepSpeed logs on what stdout is when it is imported, where a command's result goes.
+    with redirect_stdout(sys.stderr):
+        if show:
+            yield
+            return
+        os.environ.setdefault("LOG_LEVEL", "WARNING")  # ms-swift's
+        if not visible_gpus(os.environ):
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns of what it finds by itself
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
 
 
 def reload(run_dir: Path, checkpoint: Path) -> dict[str, Any]:
@@ -251,3 +276,20 @@ def reload(run_dir: Path, checkpoint: Path) -> dict[str, Any]:
         raise RunFailed(f"{checkpoint} does not load in a new process: {last[0]}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def merge(plan: RunPlan) -> None:
+    """Merge the earlier stage that the plan names into its base, in a new process, unless that was done before.
+
+    Raises RunFailed with the end of that process's output if it fails.
+    """
+    if plan.merge is None or is_merged(plan.merge):
+        return
+    with tempfile.TemporaryDirectory(prefix="vltool-") as folder:
+        document = Path(folder) / PLAN_FILE_NAME
+        document.write_bytes(plan.to_json())
+        command = [sys.executable, "-m", "vltool.training.merge", str(document)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
+        raise RunFailed(f"{plan.merge.checkpoint} cannot be merged into {plan.merge.base}: {last[0]}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -11,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from vltool import __version__
+from vltool.run.fingerprint import fingerprint
 from vltool.run.plan import RunPlan
 
 PACKAGES = ("torch", "torchvision", "transformers", "peft", "accelerate", "trl", "ms-swift", "deepspeed", "flash-attn")
 ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "PYTORCH_CUDA_ALLOC_CONF")
-_EDGE_BYTES = 1 << 20
 
 
 def make_manifest(plan: RunPlan) -> dict[str, Any]:
@@ -31,17 +30,6 @@ def make_manifest(plan: RunPlan) -> dict[str, Any]:
         "host": {"name": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
         "environment": {name: os.environ[name] for name in sorted({*ENVIRONMENT, *plan.env}) if name in os.environ},
     }
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size, modification time and a hash of the first and last MiB: equal files have equal ones."""
-    stat = path.stat()
-    digest = hashlib.sha256(str(stat.st_size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_EDGE_BYTES))
-        file.seek(max(stat.st_size - _EDGE_BYTES, 0))
-        digest.update(file.read(_EDGE_BYTES))
-    return {"path": str(path), "bytes": stat.st_size, "mtime": stat.st_mtime, "sha256_of_edges": digest.hexdigest()}
 
 
 def _version(distribution: str) -> str | None:

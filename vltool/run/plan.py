@@ -23,6 +23,7 @@ from vltool.run.chain import read_chain
 from vltool.run.deepspeed import deepspeed_config
 from vltool.run.evidence import to_json
 from vltool.run.folder import choose_folder
+from vltool.run.merge import MergePlan, read_merge
 from vltool.run.ranks import LaunchPlan, launch_plan
 
 ADDITIVE_STARTS = ("true", "True", "gaussian")
@@ -95,6 +96,7 @@ class RunPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     resume: str | None
     """Checkpoint folder of this same run from which training goes on."""
     model: str
+    """The base of this run; with `merge`, made from the recipe's before the worker starts."""
     model_type: str
     arguments: dict[str, Any]
     """ms-swift's arguments by name."""
@@ -111,6 +113,13 @@ class RunPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     debug: bool
     probe: bool
     """Measure a fixed batch before and after training, for `vltool smoke`."""
+    merge: MergePlan | None = None
+    """The earlier stage that is merged into the recipe's base, in place of an adapter that carries it."""
+
+    @property
+    def original(self) -> str:
+        """The recipe's base, which is there before anything is merged and has the same shape and tokenizer."""
+        return self.model if self.merge is None else self.merge.base
 
     def to_json(self) -> bytes:
         """The document as indented JSON."""
@@ -153,13 +162,14 @@ def make_plan(
     arguments, origins = swift_arguments(recipe, problems, processes=launch.processes)
     deepspeed = deepspeed_config(recipe, problems)
     tuner = _tuner(recipe, architecture, arguments, problems)
+    merge = _merge(recipe, architecture, run_dir, problems)
     distillation = _distillation(recipe, architecture, tuner, arguments, problems)
     if problems:
         raise InvalidInput(problems)
 
     custom = recipe.custom
     arguments |= tuner_arguments(tuner) | {
-        "model": recipe.model.model,
+        "model": _base(recipe),
         "model_type": model_type,
         "output_dir": str(run_dir),
         "max_length": recipe.global_max_length,
@@ -182,7 +192,7 @@ def make_plan(
         recipe=recipe.name,
         run_dir=str(run_dir),
         resume=None if resume is None else str(resume),
-        model=str(recipe.model.model),
+        model=str(_base(recipe)),
         model_type=model_type,
         arguments=dict(sorted(arguments.items())),
         origins=origins,
@@ -212,6 +222,7 @@ def make_plan(
         env=dict(recipe.launch.env),
         debug=debug,
         probe=probe,
+        merge=merge,
     )
 
 
@@ -220,6 +231,8 @@ def _own_origins(recipe: Recipe) -> dict[str, str]:
     keys = {field: f"tuner.{field}" for field in Tuner.__struct_fields__}
     keys |= {"model": "model.model", "model_type": "model.model_type", "output_dir": "training.output_dir"}
     keys |= dict.fromkeys(("max_length", "max_model_len"), "global_max_length")
+    if recipe.tuner.merge_previous is not None:
+        keys["model"] = "tuner.merge_previous"
     return {name: str(recipe.origins[key]) for name, key in keys.items() if key in recipe.origins}
 
 
@@ -278,6 +291,10 @@ def _tuner(
             )
         except InvalidInput as error:
             problems.extend(error.problems)
+        if unsupported.starts_with_pissa(recipe):
+            what = "tuner.init_weights: PiSSA starts from the base's own weights, and cannot carry an earlier stage"
+            do = "merge that stage into a base of its own: tuner.merge_previous: DIR"
+            problems.append(Problem(what, do, recipe.where("tuner.init_weights")))
     depth = architecture.vision_depth if architecture else 0
     frozen_blocks = 0
     if not tuner.freeze_vit and tuner.last_vit_blocks is not None:
@@ -298,6 +315,32 @@ def _tuner(
     )
 
 
+def _base(recipe: Recipe) -> str | None:
+    """The folder of this run's base: the recipe's, or where the earlier stage is merged into it."""
+    return recipe.model.model if recipe.tuner.merge_previous is None else recipe.tuner.merge_previous
+
+
+def _merge(
+    recipe: Recipe, architecture: Architecture | None, run_dir: Path, problems: list[Problem]
+) -> MergePlan | None:
+    tuner = recipe.tuner
+    if tuner.merge_previous is None or architecture is None:
+        return None
+    try:
+        return read_merge(
+            Path(str(tuner.resume_from_checkpoint)),
+            Path(tuner.merge_previous),
+            base=Path(str(recipe.model.model)),
+            architecture=architecture,
+            run_dir=run_dir,
+            at_checkpoint=recipe.where("tuner.resume_from_checkpoint"),
+            at_folder=recipe.where("tuner.merge_previous"),
+        )
+    except InvalidInput as error:
+        problems.extend(error.problems)
+        return None
+
+
 def _distillation(
     recipe: Recipe,
     architecture: Architecture | None,
@@ -308,9 +351,11 @@ def _distillation(
     rlhf = recipe.rlhf
     if rlhf.rlhf_type is None:
         return None
-    same = rlhf.teacher_model is None or _same_folder(rlhf.teacher_model, recipe.model.model)
+    # Without a word on it the teacher is the recipe's base, which a merged stage has moved away from.
+    wanted = recipe.model.model if rlhf.teacher_model is None else rlhf.teacher_model
+    same = _same_folder(wanted, _base(recipe))
     teacher = architecture
-    if not same:
+    if not same and rlhf.teacher_model is not None:
         teacher = _checkpoint(recipe, "rlhf.teacher_model", rlhf.teacher_model, problems)
         if teacher and architecture and teacher.vocab_size != architecture.vocab_size:
             problems.append(
@@ -326,7 +371,7 @@ def _distillation(
     restores = tuner.tuner_type != "full" and plain
     return DistillationPlan(
         teacher="adapters_off" if same and restores else "copy",
-        teacher_model=str(recipe.model.model if same else rlhf.teacher_model),
+        teacher_model=str(_base(recipe) if same else wanted),
         teacher_model_type=rlhf.teacher_model_type or (teacher.model_type if teacher else ""),
         beta=rlhf.beta,
         sft_alpha=rlhf.sft_alpha,

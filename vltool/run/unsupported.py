@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from vltool.errors import Problem
@@ -58,7 +59,7 @@ PARTLY: dict[str, tuple[Any, ...]] = {
     # Others want packages, or other arguments, or do the step where no audit can see its gradients.
     "optim": ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd"),
     "optimizer": ("default", "multimodal"),
-    "init_weights": ("true", "True", "gaussian"),
+    "init_weights": ("true", "True", "gaussian", "pissa"),
     "save_strategy": ("steps", "epoch"),
     "task_type": ("causal_lm",),
     "template": ("qwen3_vl",),
@@ -70,7 +71,14 @@ PARTLY: dict[str, tuple[Any, ...]] = {
 
 def honoured(name: str, value: Any) -> bool:
     """Whether a run would do what this value of a key of ms-swift's says."""
+    if name == "init_weights" and re.fullmatch(r"pissa_niter_[1-9]\d*", str(value)):
+        return True
     return name in HONOURED or value in PARTLY.get(name, (swift_table().keys[name].default,))
+
+
+def starts_with_pissa(recipe: Recipe) -> bool:
+    """Whether the adapter starts from the base's own singular vectors, which moves the base's weights."""
+    return str(recipe.swift.get("tuner", {}).get("init_weights")).startswith("pissa")
 
 
 def _narrowed(tuner: Tuner) -> bool:
@@ -87,13 +95,17 @@ def problems(recipe: Recipe) -> list[Problem]:
         (custom.augmentation.enabled, "custom.augmentation.enabled", "augmentation"),
         (custom.visual_kd.enabled, "custom.visual_kd.enabled", "distillation of vision features"),
         (training.packing, "training.packing", "packing"),
-        (tuner.merge_previous is not None, "tuner.merge_previous", "merging of an earlier stage"),
         (
             _narrowed(tuner) and tuner.target_modules != ("all-linear",),
             "tuner.target_modules",
             "last_vit_blocks with targets other than all-linear (write a target_regex)",
         ),
         (tuner.tuner_type not in TUNERS, "tuner.tuner_type", f"tuners other than {' and '.join(TUNERS)}"),
+        (
+            starts_with_pissa(recipe) and tuner.tuner_type != "lora",
+            "tuner.init_weights",
+            f"PiSSA under tuner_type: {tuner.tuner_type}",
+        ),
         (bool(recipe.swift.get("quantization")), "quantization", "quantized base models"),
     ]
     if rlhf.rlhf_type is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from vltool.errors import InvalidInput, Problem
-from vltool.run.manifest import fingerprint
+from vltool.run.fingerprint import fingerprint
 from vltool.run.plan import RunPlan
 from vltool.training.ranks import Ranks
 

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 
 from vltool.run.telemetry import WARNINGS_FILE_NAME
 
-LOGGERS = ("swift", "transformers", "peft", "accelerate", "py.warnings")
+LOGGERS = ("swift", "transformers", "peft", "accelerate", "DeepSpeed", "py.warnings")
 
 
 class WarningsFile(logging.Handler):

@@ -27,6 +27,7 @@ from vltool.recipe.swift_keys import swift_table
 from vltool.run.arguments import ALWAYS
 from vltool.run.plan import RunPlan
 from vltool.training.collate import BlankImage
+from vltool.training.pissa import take_up
 
 __all__ = [
     "MS_SWIFT_CALLBACKS",
@@ -98,6 +99,8 @@ def build(plan: RunPlan, *, records: int = 1) -> Prepared:
         )
     except ValueError as error:
         raise InvalidInput(f"the tuner cannot be made: {error}", "mend the tuner section of the recipe") from error
+    if plan.resume is not None:
+        take_up(model, Path(plan.resume), at=plan.origins.get("init_weights"))
     if arguments.is_adapter and arguments.training_args.bf16:
         # peft keeps adapters in fp32, but not the copies of modules_to_save: in bf16, updates as small as
         # the end of a schedule's would round to nothing.

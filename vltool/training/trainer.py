@@ -20,6 +20,7 @@ from transformers.trainer_utils import rotate_checkpoints
 from vltool.checkpoint.architecture import tower_of
 from vltool.errors import BadContent, RunFailed
 from vltool.run.plan import DistillationPlan
+from vltool.training import pissa
 from vltool.training.adalora import orthogonality
 from vltool.training.collate import FACTS, BlankImage, Collator, raise_failure
 from vltool.training.loader import Batches
@@ -110,6 +111,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         self._eval_loader: DataLoaderShard | None = None
         self._staging: Path | None = None
         self._group_towers: list[str] = []
+        self._started: dict[str, Tensor] = {}
         self.saw_images = False
         """Whether a record of the current optimizer step holds an image, on any process."""
         self.rates: dict[str, float] = {}
@@ -349,3 +351,17 @@ class CaptionTrainer(Seq2SeqTrainer):
                 best_model_checkpoint=self.state.best_model_checkpoint,
             )
         self._ranks.wait()
+
+    def _save_initial_model(self, output_dir: str) -> None:
+        self._started = pissa.start_factors(self.accelerator.unwrap_model(self.model))
+
+    def _save_converted_model(self, output_dir: str) -> None:
+        # The parent keeps such an adapter beside the one that only its own process could load.
+        if self._started:
+            pissa.make_plain(Path(output_dir), self._started)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._started:
+            pissa.load_trained(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint), self._started)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -1,0 +1,137 @@
+"""One step is one step, however many processes share it: DDP, ZeRO-2 and ZeRO-3 against one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from safetensors.torch import load_file
+
+from vltool.run.evidence import Evidence
+
+pytestmark = pytest.mark.slow
+
+STRATEGIES = {
+    "DDP": {},
+    "ZeRO-2": {"deepspeed": {"enabled": True, "config": "zero2"}},
+    "ZeRO-3": {"deepspeed": {"enabled": True, "config": "zero3"}},
+}
+TWO = {"launch": {"nproc_per_node": 2}}
+IN_ORDER = {"train_dataloader_shuffle": False}
+NO_METRICS = ("runtime", "per_second")
+TOLERANCE = 1e-5
+
+
+def long_and_short(records: Path, folder: Path) -> Path:
+    """The records with many objects and with one, two of each in turn: batches of two differ in their labels."""
+    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    for number, record in enumerate(lines):
+        record["objects"] = record["objects"][:1] * (1 if number // 2 % 2 else 8)
+        record["images"] = [str(records.parent / image) for image in record["images"]]
+    answers = [len(json.dumps(record["objects"])) for record in lines]
+    assert min(answers[:2]) > 3 * max(answers[2:4])
+    path = folder / "skewed.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def with_text(records: Path, folder: Path) -> Path:
+    """The records, and as many conversations without an image, two of each in turn."""
+    lines = [json.loads(line) for line in records.read_text(encoding="utf-8").splitlines()]
+    mixed = []
+    for number in range(0, len(lines), 2):
+        for record in lines[number : number + 2]:
+            record["images"] = [str(records.parent / image) for image in record["images"]]
+            mixed.append(record)
+        for place in range(2):
+            answer = "a box, a bar and a dot " * (1 + place)
+            turns = [{"role": "user", "content": f"say {number}"}, {"role": "assistant", "content": answer}]
+            mixed.append({"messages": turns})
+    path = folder / "mixed.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in mixed), encoding="utf-8")
+    return path
+
+
+def metrics(run) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (run.run_dir / "logging.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.endswith(NO_METRICS)} for row in rows]
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    checkpoint = Path(run.outcome["last_checkpoint"])
+    return {name: tensor for file in checkpoint.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def assert_same(got, want, tolerance=TOLERANCE) -> None:
+    assert len(metrics(got)) == len(metrics(want))
+    for mine, theirs in zip(metrics(got), metrics(want), strict=True):
+        assert mine == pytest.approx(theirs, abs=tolerance)
+    mine, theirs = weights(got), weights(want)
+    assert mine.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(mine[name], tensor, atol=tolerance, rtol=0, msg=name)
+
+
+@pytest.fixture
+def runs(overlay, train, tmp_path):
+    """Trains a recipe under a name of its own."""
+
+    def run(recipe, name, **sections):
+        training = {"output_dir": str(tmp_path / name)} | sections.pop("training", {})
+        return train(overlay(recipe, name, training=training, **sections))
+
+    return run
+
+
+RECIPES = {"SFT": "stage2_llm_lora", "GKD": "stage3_gkd_forward", "full": ["stage3_gkd_forward", "full"]}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_take_the_steps_of_one(recipe, runs, records, tmp_path):
+    data = {"train_jsonl": str(long_and_short(records, tmp_path)), "val_jsonl": str(records), "val_sample_limit": 5}
+    training = {
+        "effective_batch_size": 8, "eval_steps": 2, "save_steps": 2, "max_steps": 4,
+        "per_device_eval_batch_size": 2,
+    }  # fmt: skip
+
+    def run(name, per_device, **sections):
+        wanted = training | {"per_device_train_batch_size": per_device}
+        return runs(RECIPES[recipe], name, training=wanted, data=IN_ORDER, custom=data, **sections)
+
+    one = run("one", 4)
+    # Everything under every strategy; full tuning, whose head trains, where parameters are in shards.
+    for name, strategy in STRATEGIES.items():
+        if recipe != "full" or name == "ZeRO-3":
+            two = run(name, 2, **TWO, **strategy)
+            assert_same(two, one)
+            seen = Evidence.read(two.run_dir)
+            assert seen.finished
+            assert seen.tower_problems == seen.gradient_problems == seen.frozen_changed == []
+            assert [row.trainable for row in seen.towers] == [
+                row.trainable for row in Evidence.read(one.run_dir).towers
+            ]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("vision", ["frozen", "training"])
+def test_fifty_steps_of_images_beside_text(vision, strategy, runs, records, tmp_path):
+    data = {"train_jsonl": str(with_text(records, tmp_path)), "val_jsonl": None}
+    training = {
+        "max_steps": 50, "effective_batch_size": 4, "save_steps": 50,
+        "learning_rate": 1e-3, "aligner_lr": None, "vit_lr": None, "optimizer": None,
+    }  # fmt: skip
+
+    def run(name, per_device, **sections):
+        wanted = training | {"per_device_train_batch_size": per_device}
+        tuner = {"freeze_vit": vision == "frozen", "freeze_aligner": vision == "frozen", "last_vit_blocks": None}
+        return runs("stage3_gkd_forward", name, training=wanted, data=IN_ORDER, custom=data, tuner=tuner, **sections)
+
+    two = run("two", 2, **TWO, **STRATEGIES[strategy])
+    assert two.outcome["step"] == 50
+    one = run("one", 4)
+    assert_same(two, one, tolerance=1e-4)
