@@ -44,11 +44,13 @@ def judged(tmp_path, monkeypatch):
         tuner=None,
         tensors=None,
         checkpoint=None,
+        processes=1,
         **changes,
     ):
         run_dir = house.folder / "run"
         shutil.rmtree(run_dir, ignore_errors=True)
         sections = ({"rlhf": rlhf} if rlhf else {}) | ({"tuner": tuner} if tuner else {})
+        sections["launch"] = {"nproc_per_node": processes}
         plan = house.plan(
             "stage3_gkd_forward", model={"torch_dtype": "float32"}, training={"bf16": False, "output_dir": "run"},
             custom={"val_jsonl": str(house.val)}, **sections,
@@ -75,7 +77,10 @@ def red(rows):
 
 
 def test_a_sound_run_has_no_red_row(judged):
-    assert {verdict.status for verdict in judged().values()} == {"pass"}
+    alone = judged()
+    assert {name for name, verdict in alone.items() if verdict.status != "pass"} == {"processes"}
+    assert alone["processes"].status == "not asked"
+    assert {verdict.status for verdict in judged(processes=2, ranks_differ=[]).values()} == {"pass"}
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,8 @@ def test_a_sound_run_has_no_red_row(judged):
         ({"kd_at_start": None}, "teacher", "not finite"),
         ({"gradient_problems": ["aligner: nothing"]}, "gradients", "aligner: nothing"),
         ({"frozen_changed": ["a.weight", "b.weight"]}, "frozen", "2 changed, the first: a.weight"),
+        ({"processes": 2, "ranks_differ": ["a.weight"]}, "processes", "1 trained tensors differ between them"),
+        ({"processes": 2}, "processes", "were not compared"),
         ({"ce_after": 2.0}, "learning", "2.0000 -> 2.0000"),
         ({"ce_after": float("nan")}, "learning", "not finite"),
         ({"rows": ({**TRAIN, "step": 1},)}, "metrics", "no evaluation was logged"),
@@ -160,8 +167,8 @@ def test_a_teacher_of_another_shape_is_meant(judged):
 
 def test_what_the_run_did_not_come_to_is_not_reached(judged):
     rows = judged(
-        rows=(), gradient_problems=None, frozen_changed=None, ce_before=None, ce_after=None, kd_at_start=None,
-        finished=False, last_checkpoint=None,
+        processes=2, rows=(), gradient_problems=None, frozen_changed=None, ce_before=None, ce_after=None,
+        kd_at_start=None, finished=False, last_checkpoint=None,
     )  # fmt: skip
     assert rows.pop("towers").status == "pass"
     assert {verdict.status for verdict in rows.values()} == {"not reached"}

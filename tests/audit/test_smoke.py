@@ -16,7 +16,7 @@ from vltool.audit.run_rules import Judge
 from vltool.errors import RunFailed
 from vltool.run import launch, telemetry
 
-ROWS = ["towers", "teacher", "gradients", "frozen", "metrics", "learning", "checkpoint", "reload"]
+ROWS = ["towers", "teacher", "gradients", "frozen", "processes", "metrics", "learning", "checkpoint", "reload"]
 
 
 @pytest.fixture
@@ -44,14 +44,20 @@ def judged(overlay, train):
 
 
 def states(red: str, not_reached: tuple[str, ...] = ()) -> dict[str, str]:
-    return {row: "fail" if row == red else "not reached" if row in not_reached else "pass" for row in ROWS}
+    """What the rows of a run in one process come to."""
+    return (
+        dict.fromkeys(ROWS, "pass")
+        | {"processes": "not asked"}
+        | dict.fromkeys(not_reached, "not reached")
+        | {red: "fail"}
+    )
 
 
 AFTER_GRADIENTS = ("frozen", "metrics", "learning", "checkpoint", "reload")
 
 
 def test_a_sound_run_is_green(judged):
-    assert judged() == dict.fromkeys(ROWS, "pass")
+    assert judged() == dict.fromkeys(ROWS, "pass") | {"processes": "not asked"}
 
 
 def test_a_loss_detached_from_the_student(judged, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -205,14 +206,16 @@ def start(recipe, tmp_path):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_a_folder_from_which_the_run_goes_on(number, code, overlay, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "processes"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)]
+)
+def test_a_signal_leaves_a_folder_from_which_the_run_goes_on(number, code, processes, overlay, tmp_path):
     settings = {
-        "bf16": False, "logging_steps": 1, "save_steps": 1000, "eval_steps": 1000, "effective_batch_size": 1,
+        "bf16": False, "logging_steps": 1, "save_steps": 1000, "eval_steps": 1000, "effective_batch_size": processes,
         "per_device_train_batch_size": 1, "output_dir": str(tmp_path / "run"),
     }  # fmt: skip
-    workers = {"dataloader_num_workers": 2}
-    process = start(overlay("stage2_llm_lora", data=workers, training=settings | {"max_steps": 500}), tmp_path)
+    common = {"data": {"dataloader_num_workers": 2}, "launch": {"nproc_per_node": processes}}
+    process = start(overlay("stage2_llm_lora", training=settings | {"max_steps": 500}, **common), tmp_path)
     log = tmp_path / "run" / "logging.jsonl"
     deadline = time.monotonic() + 120
     while not (log.is_file() and log.read_text().count("\n") >= 2):
@@ -229,7 +232,7 @@ def test_a_signal_leaves_a_folder_from_which_the_run_goes_on(number, code, overl
     step = int(checkpoint.name.rpartition("-")[2])
 
     more = settings | {"max_steps": step + 2, "resume_from_checkpoint": "auto"}
-    process = start(overlay("stage2_llm_lora", training=more), tmp_path)
+    process = start(overlay("stage2_llm_lora", training=more, **common), tmp_path)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     assert out.strip().endswith(f"checkpoint-{step + 2}")
@@ -277,3 +280,48 @@ def test_a_schedule_that_takes_no_min_lr_is_named_with_both_lines(vltool, writte
     assert "mine.yaml:7" in err
     assert "base.yaml" in err
     assert "lr_scheduler_kwargs: {min_lr: null}" in err
+
+
+def as_torchrun_starts(count):
+    """The variables of each of `count` processes on this host."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
+    return [
+        os.environ | common | {"MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for rank in range(count)
+    ]
+
+
+@pytest.mark.parametrize("differs", ["recipe", "records", None])
+def test_processes_that_torchrun_started_agree_or_none_starts(differs, overlay, records, tmp_path):
+    training = {"effective_batch_size": 4, "per_device_train_batch_size": 2, "max_steps": 2}
+    recipe = overlay("stage2_llm_lora", training=training, custom={"train_jsonl": "${RECORDS}"})
+    other = overlay("stage2_llm_lora", "other", training=training | {"learning_rate": 0.5})
+    fewer = tmp_path / "fewer.jsonl"
+    lines = [json.loads(line) for line in records.read_text().splitlines()[:4]]
+    for line in lines:
+        line["images"] = [str(records.parent / image) for image in line["images"]]
+    fewer.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    processes = []
+    for rank, env in enumerate(as_torchrun_starts(2)):
+        told = other if rank and differs == "recipe" else recipe
+        seen = fewer if rank and differs == "records" else records
+        command = [sys.executable, "-m", "vltool", "train", str(told)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=env | {"RECORDS": str(seen)}, cwd=tmp_path, **pipes))
+    outs, errs = zip(*(process.communicate(timeout=120) for process in processes), strict=True)
+    codes = [process.returncode for process in processes]
+    if differs is None:
+        assert codes == [0, 0], errs
+        assert outs[0].strip().endswith("checkpoint-2")
+        assert outs[1] == ""
+        assert "train loss" not in errs[1]
+        return
+    assert codes == [2, 2], errs
+    assert "process 1 has" in errs[0]
+    assert {"recipe": "arguments.learning_rate: 0.5", "records": "its content"}[differs] in errs[0]
+    assert errs[1] == ""
+    assert not (tmp_path / "run").exists()

@@ -135,3 +135,40 @@ def test_fifty_steps_of_images_beside_text(vision, strategy, runs, records, tmp_
     assert two.outcome["step"] == 50
     one = run("one", 4)
     assert_same(two, one, tolerance=1e-4)
+
+
+def test_the_best_checkpoint_is_that_of_all_processes(runs, records, tmp_path):
+    """The accuracy of one process's records and of the other's move apart."""
+    training = {
+        "effective_batch_size": 4, "per_device_eval_batch_size": 2, "max_steps": 5, "save_steps": 1, "eval_steps": 1,
+        "eval_strategy": "steps", "save_total_limit": 2, "metric_for_best_model": "eval/token_acc",
+        "greater_is_better": True, "lr_scheduler_type": "constant", "lr_scheduler_kwargs": None, "warmup_ratio": None,
+        "learning_rate": 0.3,
+    }  # fmt: skip
+    data = {"val_jsonl": str(long_and_short(records, tmp_path)), "val_sample_limit": None}
+    run = runs("stage2_llm_lora", "two", training=training, custom=data, **TWO)
+    accuracies = {row["step"]: row["eval/token_acc"] for row in metrics(run) if "eval/token_acc" in row}
+    assert len(accuracies) == 5
+    assert len(set(accuracies.values())) > 2, accuracies
+    best = max(accuracies, key=accuracies.__getitem__)
+    kept = sorted(path.name for path in run.run_dir.glob("checkpoint-*") if path.is_dir())
+    assert kept == sorted({f"checkpoint-{best}", "checkpoint-5", *kept})
+    assert f"checkpoint-{best}" in kept
+    state = json.loads((run.run_dir / "checkpoint-5" / "trainer_state.json").read_text())
+    assert state["best_model_checkpoint"] == str(run.run_dir / f"checkpoint-{best}")
+    assert state["best_metric"] == pytest.approx(accuracies[best], abs=1e-12)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_on_two_processes_goes_on(strategy, runs, tmp_path):
+    training = {"effective_batch_size": 4, "max_steps": 4, "save_steps": 2, "eval_strategy": "no"}
+    common = TWO | STRATEGIES[strategy]
+    whole = runs("stage3_gkd_forward", "run", training=training, **common)
+    rows, tensors = metrics(whole), weights(whole)
+    on = training | {"resume_from_checkpoint": str(whole.run_dir / "checkpoint-2")}
+    resumed = runs("stage3_gkd_forward", "run", training=on, **common)
+    assert [row["step"] for row in metrics(resumed)] == [1, 2, 3, 4]
+    for got, want in zip(metrics(resumed), rows, strict=True):
+        assert got == pytest.approx(want, abs=1e-6)
+    for name, tensor in weights(resumed).items():
+        torch.testing.assert_close(tensor, tensors[name], atol=1e-6, rtol=0)

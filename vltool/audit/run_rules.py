@@ -13,6 +13,7 @@ from vltool.checkpoint.architecture import read_architecture
 from vltool.checkpoint.census import Census, take_census
 from vltool.errors import BadContent, InvalidInput, RunFailed
 from vltool.run import telemetry
+from vltool.run.deepspeed import zero_stage
 from vltool.run.evidence import Evidence
 from vltool.run.plan import RunPlan
 
@@ -56,6 +57,7 @@ class Judge:
             self._row("teacher", "the teacher is the student before training", self._teacher),
             self._row("gradients", "every part that trains gets a gradient", self._gradients),
             self._row("frozen", "what is frozen keeps every bit", self._frozen),
+            self._row("processes", "all processes hold the same weights", self._processes),
             self._row("metrics", "every metric is there, once, finite, and adds up", self._metrics),
             self._row("learning", "captions become likelier", self._learning),
         ]
@@ -124,6 +126,21 @@ class Judge:
         if changed is None or not self._seen.finished:
             return self._not_reached()
         return "pass", f"{self._seen.frozen_tensors} tensors compared bit for bit"
+
+    def _processes(self) -> tuple[Status, str]:
+        count = self._plan.launch.processes
+        if count == 1:
+            return "not asked", "one process"
+        if not self._seen.finished:
+            return self._not_reached()
+        if zero_stage(self._plan.arguments.get("deepspeed")) == 3:
+            return "not asked", "ZeRO-3 leaves one copy of the weights, in shards"
+        differ = self._seen.ranks_differ
+        if differ is None:
+            return "fail", "they were not compared"
+        if differ:
+            return "fail", f"{len(differ)} trained tensors differ between them, the first: {differ[0]}"
+        return "pass", f"every trained tensor bit for bit, on {count} processes"
 
     def _metrics(self) -> tuple[Status, str]:
         try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 from collections.abc import Callable
 from typing import ParamSpec
 
 import typer
 
 from vltool.cli.output import Output
-from vltool.errors import MissingOnHost, VltoolError
+from vltool.errors import InvalidInput, MissingOnHost, VltoolError
 
 P = ParamSpec("P")
 
@@ -30,7 +31,8 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
         try:
             code = command(*args, **kwargs) or 0
         except VltoolError as error:
-            Output().error(error)
+            if _speaks(error):
+                Output().error(error)
             code = error.exit_code
             if kwargs.get("as_json"):
                 problems = [problem.to_json() for problem in error.problems]
@@ -46,3 +48,8 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, None]:
         raise typer.Exit(code)
 
     return run
+
+
+def _speaks(error: VltoolError) -> bool:
+    """Whether this process shows an error: of those that torchrun starts on a node, all see the same bad input."""
+    return os.environ.get("LOCAL_RANK", "0") == "0" or not isinstance(error, InvalidInput | MissingOnHost)

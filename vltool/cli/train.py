@@ -44,26 +44,33 @@ def train(
     from vltool.recipe.validate import load_recipe
     from vltool.run import launch
     from vltool.run.plan import make_plan
+    from vltool.run.ranks import place_in
 
     if (recipe is None) == (config is None):
         raise InvalidInput("name one recipe: vltool train RECIPE, or vltool train --config RECIPE")
     output = Output()
     resolved = load_recipe(str(recipe or config), base_config=base_config)
-    for note in resolved.notes:
-        output.problem(note, "yellow")
     plan = make_plan(resolved, cwd=Path.cwd(), debug=debug)
     launch.require_training_stack()
-    reporter = RunReporter(output)
+    place = place_in(os.environ)
+    first = place is None or place.rank == 0
+    reporter = RunReporter(output, quiet=not first)
     try:
-        plan = audited(plan, reporter)
+        if first:
+            for note in resolved.notes:
+                output.problem(note, "yellow")
+            # The other processes take this one's plan, with the records that it leaves out.
+            plan = audited(plan, reporter)
         outcome = launch.train(plan, reporter, resolved=resolved)
     finally:
         reporter.close()
-    if outcome["signal"] is not None:
+    if outcome["signal"] is not None and first:
         output.note(
             f"stopped at step {outcome['step']} of {outcome['max_steps']}; "
             f"training.resume_from_checkpoint: auto goes on from {outcome['last_checkpoint']}"
         )
+    if outcome["signal"] is not None:
         return 128 + int(outcome["signal"])
-    output.result.print(outcome["last_checkpoint"] or os.fspath(plan.run_dir), markup=False)
+    if first:
+        output.result.print(outcome["last_checkpoint"] or os.fspath(plan.run_dir), markup=False)
     return 0

@@ -55,6 +55,8 @@ class Evidence(Struct, kw_only=True):
     frozen_tensors: int | None = None
     frozen_changed: list[str] | None = None
     """Frozen tensors whose bits differ from those before step 1, at the last look."""
+    ranks_differ: list[str] | None = None
+    """Trained tensors of which processes hold different copies after the last step; None where there is one copy."""
     ce_before: float | None = None
     """Cross entropy per label token of the fixed batch of captions, before step 1."""
     ce_after: float | None = None

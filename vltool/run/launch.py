@@ -138,8 +138,9 @@ class _Launched:
             folder = Path(scratch)
             (folder / "plan.json").write_bytes(self._plan.to_json())
             (folder / "resolved.yaml").write_text(self._resolved_yaml, encoding="utf-8")
-            command = torchrun_command(self._plan.launch, "vltool.training.process", [str(folder)])
-            with receiver(folder) as heard, (folder / "output").open("w+b") as output:
+            logs = None if self._plan.debug else folder / "logs"
+            command = torchrun_command(self._plan.launch, "vltool.training.process", [str(folder)], logs=logs)
+            with receiver(folder) as heard, (folder / "torchrun.log").open("wb") as output:
                 # In a session of its own: Ctrl-C in a terminal reaches this process, which passes it on.
                 torchrun = subprocess.Popen(
                     command,
@@ -147,15 +148,13 @@ class _Launched:
                     stdout=sys.stderr if self._plan.debug else output,
                     stderr=None if self._plan.debug else subprocess.STDOUT,
                     start_new_session=True,
-                    env=os.environ | {"TORCHELASTIC_ERROR_FILE": str(folder / "error.json")},
                 )
                 with self._passing_signals_on():
                     try:
                         self._listen(torchrun, heard)
                     finally:
                         self._end(torchrun)
-                output.seek(0)
-                said = output.read().decode(errors="replace")
+            said = _last_words(folder)
         if self._error is not None:
             raise self._error
         if self._signals > 1:
@@ -163,7 +162,7 @@ class _Launched:
         if torchrun.returncode != 0:
             raise RunFailed(
                 f"a process of the run ended without a word (torchrun's exit status is {torchrun.returncode}); "
-                f"the last lines of their output:\n{_last_lines(said)}"
+                f"the last lines that the processes wrote:\n{said}"
             )
         return self._outcome or {"step": 0, "max_steps": 0, "last_checkpoint": None, "signal": None}
 
@@ -222,8 +221,15 @@ def _kill_group(process: int) -> None:
         os.killpg(os.getpgid(process), signal.SIGKILL)
 
 
-def _last_lines(text: str, count: int = 30) -> str:
-    return "\n".join(text.rstrip().splitlines()[-count:])
+def _last_words(folder: Path, count: int = 12) -> str:
+    """The ends of what the processes wrote; of torchrun's own output, where they wrote nothing."""
+
+    def end(file: Path) -> list[str]:
+        return file.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()[-count:]
+
+    files = sorted(folder.glob("logs/**/stderr.log"))
+    said = [line for file in files if (lines := end(file)) for line in (f"[process {file.parent.name}]", *lines)]
+    return "\n".join(said or end(folder / "torchrun.log"))
 
 
 def _wait_for_merge(wanted: MergePlan) -> None:

@@ -119,8 +119,11 @@ def launch_plan(recipe: Recipe, env: Mapping[str, str], problems: list[Problem])
     )
 
 
-def torchrun_command(plan: LaunchPlan, module: str, arguments: list[str]) -> list[str]:
-    """The command that starts this node's processes, each `python -m MODULE ARGUMENTS`."""
+def torchrun_command(plan: LaunchPlan, module: str, arguments: list[str], *, logs: Path | None = None) -> list[str]:
+    """The command that starts this node's processes, each `python -m MODULE ARGUMENTS`.
+
+    logs: a folder for what they print; None lets it through.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={plan.nproc_per_node}"]
     if plan.nnodes == 1:
         command.append("--standalone")
@@ -131,4 +134,6 @@ def torchrun_command(plan: LaunchPlan, module: str, arguments: list[str]) -> lis
     else:
         command += [f"--nnodes={plan.nnodes}", f"--node-rank={plan.node_rank}"]
         command += [f"--master-addr={plan.master_addr}", f"--master-port={plan.master_port or 29500}"]
+    if logs is not None:
+        command += [f"--log-dir={logs}", "--redirects=3"]
     return [*command, "-m", module, *arguments]

@@ -13,8 +13,10 @@ from vltool.run.fingerprint import fingerprint
 from vltool.run.plan import RunPlan
 from vltool.training.ranks import Ranks
 
-_OWN = ("run_dir", "arguments.output_dir", "dump_conversation", "launch.node_rank")
-"""What processes may say differently: the time in the name of a run folder, the number of a node."""
+_OWN = (
+    "run_dir", "arguments.output_dir", "dump_conversation", "launch.node_rank", "data.skip_train", "data.skip_val",
+)  # fmt: skip
+"""What processes may say differently: the time in a run folder's name, a node's number, what only the first audited."""
 SHOWN = 10
 
 

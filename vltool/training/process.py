@@ -33,4 +33,8 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    status = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At an ordinary exit, threads of gloo and DeepSpeed may abort the process, whose work is done.
+    os._exit(status)

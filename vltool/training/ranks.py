@@ -67,7 +67,8 @@ class Ranks:
             dist.barrier(group=self._decisions)
 
     def end(self) -> None:
-        """Leave the others."""
+        """Leave the others, when all are ready to."""
+        self.wait()
         if dist.is_initialized():
             dist.destroy_process_group()
 

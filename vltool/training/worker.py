@@ -10,6 +10,7 @@ import torch
 from vltool.checkpoint.census import last_complete
 from vltool.data.dataset import CaptionDataset
 from vltool.errors import InvalidInput, MissingOnHost, RunFailed, VltoolError
+from vltool.run.deepspeed import zero_stage
 from vltool.run.evidence import Evidence, to_json, write_atomically
 from vltool.run.folder import PLAN_FILE_NAME
 from vltool.run.launch import Reporter
@@ -20,7 +21,7 @@ from vltool.training.agreement import agree
 from vltool.training.callbacks import Finite, Saving, StepAudit, Stop, Telemetry
 from vltool.training.chain import carry
 from vltool.training.collate import EncodedRecords
-from vltool.training.freeze import audit_before
+from vltool.training.freeze import audit_before, fingerprints
 from vltool.training.logs import logs_into
 from vltool.training.probe import Probe
 from vltool.training.ranks import Ranks, meet
@@ -128,6 +129,7 @@ class _Run:
             self._evidence.last_checkpoint = None if checkpoint is None else str(checkpoint)
         if probe is not None:
             probe.measure_after()
+            self._compare_copies(trainer)
             step_audit.look_at_frozen(trainer.state.global_step)
             probe.save(self._run_dir, writes=self._ranks.is_first)
         self._tap.close()
@@ -138,6 +140,15 @@ class _Run:
             "last_checkpoint": self._evidence.last_checkpoint,
             "signal": stop.signal,
         }
+
+    def _compare_copies(self, trainer: CaptionTrainer) -> None:
+        """Look whether the trained weights are the same on all processes, where each holds all of them."""
+        if self._ranks.count == 1 or zero_stage(self._plan.arguments.get("deepspeed")) == 3:
+            return
+        first, *others = self._ranks.gather(fingerprints(trainer.model, trainable=True))
+        self._evidence.ranks_differ = sorted(
+            name for name, value in first.items() if any(theirs[name] != value for theirs in others)
+        )
 
     def _keep(self) -> None:
         if self._ranks.is_first:
