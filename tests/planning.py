@@ -91,7 +91,7 @@ def write_adapter(folder, base, *, adapted=(QUERY,), saved=(), **config):
     """An adapter's config, and a file whose header names its tensors; their bytes are zeros."""
     names = [f"base_model.model.{name}.lora_{part}.weight" for name in adapted for part in "AB"]
     names += [f"base_model.model.{module}.{part}.weight" for module in saved for part in ("norm", "linear_fc1")]
-    folder.mkdir()
+    folder.mkdir(parents=True)
     write_weights(folder / "adapter_model.safetensors", names)
     document = ADAPTER | {"base_model_name_or_path": str(base), "modules_to_save": list(saved) or None} | config
     (folder / "adapter_config.json").write_text(json.dumps(document))

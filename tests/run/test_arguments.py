@@ -369,6 +369,13 @@ FEATURES = {
         {"tuner": {"tuner_type": "adalora", "lora_rank": None, "use_dora": None, "init_weights": "pissa"}},
         {"tuner": {"init_weights": "pissa"}},
     ),
+    "deepspeed.enabled": (
+        {
+            "deepspeed": {"enabled": True, "config": "zero2"},
+            "tuner": {"tuner_type": "adalora", "lora_rank": None, "use_dora": None},
+        },
+        {"deepspeed": {"enabled": True, "config": "zero2"}},
+    ),
     "tuner.target_modules": (
         {"tuner": {"target_modules": ["q_proj"], "freeze_vit": False, "last_vit_blocks": 2}},
         {"tuner": {"target_modules": ["q_proj"]}},

@@ -25,6 +25,7 @@ from vltool.run.evidence import to_json
 from vltool.run.folder import choose_folder
 from vltool.run.merge import MergePlan, read_merge
 from vltool.run.ranks import LaunchPlan, launch_plan
+from vltool.run.resume import check_resume
 
 ADDITIVE_STARTS = ("true", "True", "gaussian")
 """Values of `init_weights` that leave the base's own weights as they are."""
@@ -187,7 +188,7 @@ def make_plan(
     dump = None
     if custom.dump_conversation_text or custom.dump_conversation_path:
         dump = custom.dump_conversation_path or str(run_dir / "conversation.txt")
-    return RunPlan(
+    plan = RunPlan(
         vltool=__version__,
         recipe=recipe.name,
         run_dir=str(run_dir),
@@ -224,6 +225,11 @@ def make_plan(
         probe=probe,
         merge=merge,
     )
+    if not to_show:
+        check_resume(plan, problems)
+    if problems:
+        raise InvalidInput(problems)
+    return plan
 
 
 def _own_origins(recipe: Recipe) -> dict[str, str]:

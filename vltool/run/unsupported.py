@@ -106,6 +106,12 @@ def problems(recipe: Recipe) -> list[Problem]:
             "tuner.init_weights",
             f"PiSSA under tuner_type: {tuner.tuner_type}",
         ),
+        # It needs every parameter's whole gradient, which DeepSpeed takes away, and adds to the loss outside the model.
+        (
+            recipe.deepspeed.enabled and tuner.tuner_type == "adalora",
+            "deepspeed.enabled",
+            "DeepSpeed with tuner_type: adalora",
+        ),
         (bool(recipe.swift.get("quantization")), "quantization", "quantized base models"),
     ]
     if rlhf.rlhf_type is not None:
