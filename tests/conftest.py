@@ -164,7 +164,13 @@ def train(tmp_path: Path) -> Callable[..., SimpleNamespace]:
         reporter = Silent()
         resolved = load_recipe(str(recipe))
         plan = audited(make_plan(resolved, cwd=tmp_path, probe=probe), reporter)
-        outcome = launch.train(plan, reporter, resolved=resolved)
+        # A run in this process leaves it one GPU; the next may want two.
+        environment = dict(os.environ)
+        try:
+            outcome = launch.train(plan, reporter, resolved=resolved)
+        finally:
+            os.environ.clear()
+            os.environ.update(environment)
         return SimpleNamespace(
             plan=plan, rows=reporter.rows, table=reporter.table, outcome=outcome, run_dir=Path(plan.run_dir),
             warnings=reporter.warnings,

@@ -194,3 +194,12 @@ def test_smoke_runs_a_recipe_of_the_operators_own(overlay, tmp_path):
     assert "language" in by_id["towers"].evidence
     assert (keep / "run" / "logging.jsonl").is_file()
     shutil.rmtree(keep)
+
+
+def test_smoke_in_two_processes():
+    from vltool.audit.smoke import run_smoke
+
+    result = run_smoke("stage3_gkd_forward", tiny=True, nproc=2, keep=None, reporter=Silent())
+    by_id = {verdict.id: verdict for verdict in result.verdicts}
+    assert result.passed, [verdict for verdict in result.verdicts if verdict.status != "pass"]
+    assert by_id["processes"].evidence == "every trained tensor bit for bit, on 2 processes"

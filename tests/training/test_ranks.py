@@ -172,3 +172,19 @@ def test_a_run_on_two_processes_goes_on(strategy, runs, tmp_path):
         assert got == pytest.approx(want, abs=1e-6)
     for name, tensor in weights(resumed).items():
         torch.testing.assert_close(tensor, tensors[name], atol=1e-6, rtol=0)
+
+
+def test_a_module_in_full_trains_in_bf16_in_shards(runs):
+    """DeepSpeed keeps fp32 copies of what trains; in the model itself everything is bf16."""
+    training = {"bf16": True, "max_steps": 2, "save_steps": 2, "eval_strategy": "no"}
+    run = runs(
+        "stage1_aligner_full",
+        "run",
+        model={"torch_dtype": "bfloat16"},
+        training=training,
+        **TWO,
+        **STRATEGIES["ZeRO-3"],
+    )
+    seen = Evidence.read(run.run_dir)
+    assert seen.gradient_problems == seen.frozen_changed == []
+    assert {name.split(".")[4] for name in weights(run)} == {"merger", "deepstack_merger_list"}

@@ -101,9 +101,9 @@ def build(plan: RunPlan, *, records: int = 1) -> Prepared:
         raise InvalidInput(f"the tuner cannot be made: {error}", "mend the tuner section of the recipe") from error
     if plan.resume is not None:
         take_up(model, Path(plan.resume), at=plan.origins.get("init_weights"))
-    if arguments.is_adapter and arguments.training_args.bf16:
+    if arguments.is_adapter and arguments.training_args.bf16 and not arguments.deepspeed:
         # peft keeps adapters in fp32, but not the copies of modules_to_save: in bf16, updates as small as
-        # the end of a schedule's would round to nothing.
+        # the end of a schedule's would round to nothing. DeepSpeed keeps fp32 copies of its own.
         for parameter in model.parameters():
             if parameter.requires_grad and parameter.dtype == torch.bfloat16:
                 parameter.data = parameter.data.float()
