@@ -31,6 +31,10 @@ def adapter(folder, base, tensors=("base_model.model.model.language_model.layers
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
 
 
+VISUAL = {"visual_kd": {"enabled": True, "aligner": {"enabled": True}}}
+ALIGNER = [TowerRow(tower="aligner", should_train=True, trainable=8, got_gradient=True)]
+
+
 @pytest.fixture
 def judged(tmp_path, monkeypatch):
     """Writes a sound run of stage3_gkd_forward with changes, and returns the judge's rows by name."""
@@ -45,6 +49,7 @@ def judged(tmp_path, monkeypatch):
         tensors=None,
         checkpoint=None,
         processes=1,
+        visual=False,
         **changes,
     ):
         run_dir = house.folder / "run"
@@ -53,7 +58,7 @@ def judged(tmp_path, monkeypatch):
         sections["launch"] = {"nproc_per_node": processes}
         plan = house.plan(
             "stage3_gkd_forward", model={"torch_dtype": "float32"}, training={"bf16": False, "output_dir": "run"},
-            custom={"val_jsonl": str(house.val)}, **sections,
+            custom={"val_jsonl": str(house.val)} | (VISUAL if visual else {}), **sections,
         )  # fmt: skip
         adapter(run_dir / "checkpoint-1", checkpoint or house.base, *([tensors] if tensors else []))
         sound = {
@@ -64,7 +69,8 @@ def judged(tmp_path, monkeypatch):
         }  # fmt: skip
         Evidence(**sound | changes).write(run_dir)
         for row in rows:
-            telemetry.append_row(run_dir, row)
+            split = "eval" if "eval/loss" in row else "train"
+            telemetry.append_row(run_dir, row | ({f"{split}/vision_kd_loss": 0.0} if visual else {}))
         verdicts = Judge(plan, reload or (lambda *_: {"difference": 0.0, "scale": 1.0})).verdicts()
         return {verdict.id: verdict for verdict in verdicts}
 
@@ -78,9 +84,11 @@ def red(rows):
 
 def test_a_sound_run_has_no_red_row(judged):
     alone = judged()
-    assert {name for name, verdict in alone.items() if verdict.status != "pass"} == {"processes"}
-    assert alone["processes"].status == "not asked"
-    assert {verdict.status for verdict in judged(processes=2, ranks_differ=[]).values()} == {"pass"}
+    assert {name: verdict.status for name, verdict in alone.items() if verdict.status != "pass"} == {
+        "processes": "not asked", "vision": "not asked",
+    }  # fmt: skip
+    whole = judged(processes=2, ranks_differ=[], visual=True, vision_gradients={"language": 0.0})
+    assert {verdict.status for verdict in whole.values()} == {"pass"}
 
 
 @pytest.mark.parametrize(
@@ -114,6 +122,17 @@ def test_each_rule_turns_its_own_row(changes, row, words, judged):
     rows = judged(**changes)
     assert red(rows) == {row}
     assert words in rows[row].evidence
+
+
+@pytest.mark.parametrize(("found", "status"), [({"aligner": 0.5}, "pass"), ({"aligner": 0.0}, "fail"), ({}, "fail")])
+def test_vision_terms_have_to_reach_what_trains_before_them(found, status, judged):
+    rows = judged(towers=ALIGNER, visual=True, vision_gradients=found)
+    assert rows["vision"].status == status
+    assert "aligner" in rows["vision"].evidence
+
+
+def test_vision_terms_that_were_not_measured_are_not_reached(judged):
+    assert judged(towers=ALIGNER, visual=True)["vision"].status == "not reached"
 
 
 def test_a_checkpoint_holds_the_towers_that_trained_and_no_others(judged):
@@ -167,7 +186,7 @@ def test_a_teacher_of_another_shape_is_meant(judged):
 
 def test_what_the_run_did_not_come_to_is_not_reached(judged):
     rows = judged(
-        processes=2, rows=(), gradient_problems=None, frozen_changed=None, ce_before=None, ce_after=None,
+        processes=2, visual=True, rows=(), gradient_problems=None, frozen_changed=None, ce_before=None, ce_after=None,
         kd_at_start=None, finished=False, last_checkpoint=None,
     )  # fmt: skip
     assert rows.pop("towers").status == "pass"

@@ -16,19 +16,32 @@ from vltool.audit.run_rules import Judge
 from vltool.errors import RunFailed
 from vltool.run import launch, telemetry
 
-ROWS = ["towers", "teacher", "gradients", "frozen", "processes", "metrics", "learning", "checkpoint", "reload"]
+ROWS = [
+    "towers",
+    "teacher",
+    "gradients",
+    "vision",
+    "frozen",
+    "processes",
+    "metrics",
+    "learning",
+    "checkpoint",
+    "reload",
+]
+TERM = {"enabled": True, "weight": 0.1}
+VISUAL = {"visual_kd": {"enabled": True, "vit": TERM, "aligner": TERM, "deepstack": TERM | {"distance": "cosine"}}}
 
 
 @pytest.fixture
 def judged(overlay, train):
-    """Runs stage3_gkd_forward with the probe on, whatever happens to it, and returns its rows' states."""
+    """Runs stage3_gkd_forward with vision terms and the probe, whatever happens, and returns its rows' states."""
 
     def run(**sections):
         from vltool.audit.preflight import audited
         from vltool.recipe.validate import load_recipe
         from vltool.run.plan import make_plan
 
-        resolved = load_recipe(str(overlay("stage3_gkd_forward", **sections)))
+        resolved = load_recipe(str(overlay("stage3_gkd_forward", **{"custom": VISUAL} | sections)))
         plan = audited(make_plan(resolved, cwd=Path.cwd(), probe=True), Silent())
         try:
             launch.train(plan, Silent(), resolved=resolved)
@@ -53,7 +66,7 @@ def states(red: str, not_reached: tuple[str, ...] = ()) -> dict[str, str]:
     )
 
 
-AFTER_GRADIENTS = ("frozen", "metrics", "learning", "checkpoint", "reload")
+AFTER_GRADIENTS = ("vision", "frozen", "metrics", "learning", "checkpoint", "reload")
 
 
 def test_a_sound_run_is_green(judged):
@@ -97,7 +110,7 @@ def test_a_frozen_tower_left_unfrozen(judged, monkeypatch):
         return prepared
 
     monkeypatch.setattr(swift_bridge, "build", unfrozen)
-    rest = tuple(row for row in ROWS if row != "towers")
+    rest = tuple(row for row in ROWS if row not in ("towers", "processes"))
     assert judged() == states("towers", rest)
 
 
@@ -113,7 +126,7 @@ def test_a_frozen_weight_that_changes(judged, monkeypatch):
 
     monkeypatch.setattr(CaptionTrainer, "note_rates", drifting)
     # Step 2 ends the run before every kind of tensor has shown its gradient.
-    assert judged() == states("frozen", ("gradients", "metrics", "learning", "checkpoint", "reload"))
+    assert judged() == states("frozen", ("gradients", "vision", "metrics", "learning", "checkpoint", "reload"))
 
 
 def test_a_full_model_saved_in_place_of_the_adapter(judged, monkeypatch):
@@ -180,6 +193,16 @@ def test_metrics_whose_parts_do_not_add_up(judged, monkeypatch):
 
     monkeypatch.setattr(Meter, "means", inflated)
     assert judged() == states("metrics")
+
+
+def test_vision_features_that_are_detached_from_the_student(judged, monkeypatch):
+    from vltool.training import vision_kd
+
+    real = vision_kd.feature_distance
+    monkeypatch.setattr(
+        vision_kd, "feature_distance", lambda student, *rest, **options: real(student.detach(), *rest, **options)
+    )
+    assert judged() == states("vision")
 
 
 def test_smoke_runs_a_recipe_of_the_operators_own(overlay, tmp_path):

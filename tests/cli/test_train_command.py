@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -206,8 +207,36 @@ def start(recipe, tmp_path):
     )  # fmt: skip
 
 
+def descendants(process):
+    """The process groups that a process has begun, and those that they have."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            _, parent, group = stat.read_text().rpartition(") ")[2].split()[:3]
+            if int(parent) == process:
+                found |= {int(group)} | descendants(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_ends_several_processes(number, overlay, tmp_path):
+    training = {"effective_batch_size": 2, "per_device_train_batch_size": 1}
+    process = start(overlay("stage2_llm_lora", training=training, launch={"nproc_per_node": 2}), tmp_path)
+    deadline = time.monotonic() + 60
+    while not descendants(process.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, err
+    assert "Traceback" not in err
+    assert "defect" not in err
+    assert out == ""
+    assert not descendants(process.pid)
+
+
 @pytest.mark.parametrize(
-    ("number", "code", "processes"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGINT, 130, 2)]
+    ("number", "code", "processes"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 1), (signal.SIGTERM, 143, 2)]
 )
 def test_a_signal_leaves_a_folder_from_which_the_run_goes_on(number, code, processes, overlay, tmp_path):
     settings = {
@@ -222,8 +251,10 @@ def test_a_signal_leaves_a_folder_from_which_the_run_goes_on(number, code, proce
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    # A terminal's Ctrl-C and a scheduler's SIGTERM reach the loader's workers too.
-    os.killpg(process.pid, number)
+    # A terminal's Ctrl-C and a scheduler's SIGTERM reach the loader's workers too; the latter every process.
+    for group in {process.pid, *(descendants(process.pid) if number == signal.SIGTERM else ())}:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, number)
     _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     assert "Traceback" not in err
@@ -325,3 +356,12 @@ def test_processes_that_torchrun_started_agree_or_none_starts(differs, overlay, 
     assert {"recipe": "arguments.learning_rate: 0.5", "records": "its content"}[differs] in errs[0]
     assert errs[1] == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_records_that_would_all_be_dropped_are_refused(vltool, overlay):
+    training = {"effective_batch_size": 16, "per_device_train_batch_size": 16}
+    code, _, err = vltool(
+        "train", str(overlay("stage2_llm_lora", training=training, data={"dataloader_drop_last": True}))
+    )
+    assert code == 2
+    assert "8 records make no batch of 16" in err

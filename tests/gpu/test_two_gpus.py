@@ -46,7 +46,7 @@ def test_a_run_in_bf16_proves_itself(recipe, strategy, overlay, train):
     for verdict in verdicts.values():
         print(f"{verdict.status:<12} {verdict.id:<11} {verdict.evidence}")
     # At the shipped rates four steps of the aligner alone may not be seen in bf16.
-    assert {name for name, verdict in verdicts.items() if verdict.status == "fail"} <= {"learning"}
+    assert {name for name, verdict in verdicts.items() if verdict.status not in ("pass", "not asked")} <= {"learning"}
 
 
 @pytest.mark.parametrize("strategy", ["DDP", "ZeRO-2"])

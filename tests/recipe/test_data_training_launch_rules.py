@@ -187,6 +187,21 @@ def test_what_keeps_the_rules_loads_without_a_word(added):
 
 
 @pytest.mark.parametrize(
+    ("launch", "unread"),
+    [
+        ("master_addr: h, master_port: 1", ["master_addr", "master_port"]),
+        ("rdzv_backend: c10d, rdzv_endpoint: 'h:1', rdzv_id: x", ["rdzv_endpoint", "rdzv_backend", "rdzv_id"]),
+        ("nnodes: 2, master_addr: h, rdzv_id: x", ["rdzv_id"]),
+        ("nnodes: 2, rdzv_endpoint: 'h:1', master_port: 1", ["master_port"]),
+    ],
+)
+def test_ways_to_meet_that_are_not_taken_are_noted(launch, unread):
+    notes = notes_of(f"{MINIMAL}launch: {{{launch}}}\n")
+    assert sorted(note.partition("launch.")[2].split()[0] for note in notes) == sorted(unread)
+    assert all("has no effect" in note for note in notes)
+
+
+@pytest.mark.parametrize(
     ("text", "what"),
     [
         ("custom: {user_prompt: x}", "custom.train_jsonl is missing"),

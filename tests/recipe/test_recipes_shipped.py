@@ -158,8 +158,8 @@ def test_smoke_shortens_and_changes_nothing_else(name: str) -> None:
     changed = {key: short[key] for key in short if whole.get(key) != short[key]}
     assert changed == {
         "custom.sample_limit": 32, "training.max_steps": 8, "training.save_steps": 4, "training.eval_steps": 4,
-        "training.logging_steps": 1, "training.effective_batch_size": 2, "training.save_total_limit": 2,
-        "data.dataloader_num_workers": 2,
+        "training.logging_steps": 1, "training.effective_batch_size": None, "training.gradient_accumulation_steps": 2,
+        "training.save_total_limit": 2, "data.dataloader_num_workers": 2,
     }  # fmt: skip
 
 

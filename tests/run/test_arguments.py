@@ -360,10 +360,6 @@ FEATURES = {
         {"custom": {"augmentation": {"enabled": True, "ops": [{"name": "hflip"}]}}},
         {"custom": {"augmentation": {"ops": [{"name": "hflip"}]}}},
     ),
-    "custom.visual_kd.enabled": (
-        {"custom": {"visual_kd": VISUAL}, "rlhf": {}, "tuner": {"freeze_vit": False}},
-        {"custom": {"visual_kd": VISUAL | {"enabled": False}}, "rlhf": {}},
-    ),
     "training.packing": ({"training": {"packing": True}}, {"training": {"packing": False}}),
     "tuner.init_weights": (
         {"tuner": {"tuner_type": "adalora", "lora_rank": None, "use_dora": None, "init_weights": "pissa"}},

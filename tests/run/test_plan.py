@@ -20,7 +20,7 @@ GKD = {"rlhf_type": "gkd", "sft_alpha": 1.0, "lmbda": 0.0}
 NOT_YET = {
     "stage2_llm_lora_gkd": ["rlhf.seq_kd", "rlhf.lmbda"],
     "stage3_gkd": ["rlhf.seq_kd", "rlhf.lmbda"],
-    "stage3_gkd_visual": ["custom.visual_kd.enabled", "rlhf.seq_kd", "rlhf.lmbda"],
+    "stage3_gkd_visual": ["rlhf.seq_kd", "rlhf.lmbda"],
 }
 """Shipped recipes that cannot be run yet, and the keys that say why."""
 PLANNED = sorted({*WHOLE} - NOT_YET.keys())
@@ -111,6 +111,7 @@ def test_towers_and_rates_of_a_shipped_recipe(name, house):
         assert msgspec.structs.asdict(plan.distillation) == {
             "teacher": "adapters_off", "teacher_model": str(house.base), "teacher_model_type": "qwen3_vl",
             "beta": 0.1, "sft_alpha": 1.0, "llm_kd_weight": 1.0, "kd_temperature": 1.0, "eval_kd_batches": 8,
+            "visual": None,
         }  # fmt: skip
     else:
         assert plan.distillation is None
@@ -297,6 +298,22 @@ def test_a_linked_student_is_taught_by_its_target(house):
     assert plan.distillation.teacher == "adapters_off"
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_vision_terms_are_those_that_are_enabled_and_weigh(enabled, house):
+    terms = {
+        "vit": {"enabled": True, "weight": 0.0},
+        "aligner": {"enabled": True, "weight": 0.25, "distance": "cosine"},
+        "deepstack": {"enabled": False},
+    }
+    plan = house.plan(custom={"visual_kd": {"enabled": enabled} | terms}, rlhf=GKD, tuner={"freeze_aligner": False})
+    visual = plan.distillation.visual
+    if not enabled:
+        assert visual is None
+        return
+    assert (visual.vit, visual.deepstack) == (None, None)
+    assert (visual.aligner.weight, visual.aligner.distance) == (0.25, "cosine")
+
+
 def test_a_teacher_of_another_vocabulary_is_refused(house):
     write_config(house.folder / "teacher", vocab_size=152064)
     (problem,) = house.refused(rlhf=GKD | {"teacher_model": "teacher"})
@@ -411,11 +428,6 @@ MOOT = {
     "custom.augmentation.bypass_prob": "custom.augmentation.enabled",
     "custom.augmentation.ops": "custom.augmentation.enabled",
     "custom.augmentation.curriculum": "custom.augmentation.enabled",
-    **{
-        f"custom.visual_kd.{part}.{key}": "custom.visual_kd.enabled"
-        for part in ("vit", "aligner", "deepstack")
-        for key in ("enabled", "weight", "distance")
-    },
 }  # fmt: skip
 """Keys that mean something only beside another, which is refused."""
 VALIDATED = {"data.dataset", "custom.trainer_variant", "custom.json_format"}
@@ -447,7 +459,9 @@ def own_keys(struct, prefix):
 
 def test_every_key_of_ours_is_read(house):
     seen: set[str] = set()
-    for sections in ({}, {"tuner": {"freeze_vit": False}, "rlhf": GKD | {"teacher_model": "base"}}):
+    visual = {"visual_kd": {"enabled": True} | {key: {"enabled": True} for key in ("vit", "aligner", "deepstack")}}
+    distilled = {"tuner": {"freeze_vit": False}, "rlhf": GKD | {"teacher_model": "base"}, "custom": visual}
+    for sections in ({}, distilled):
         recipe = house.recipe(**(sections or {"launch": {}}))
         make_plan(Watched(recipe, "", seen), cwd=house.folder, env={}, now=NOW)
     keys = {key for section, struct in OWN.items() for key in own_keys(struct(), f"{section}.")}

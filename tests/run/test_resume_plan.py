@@ -55,7 +55,8 @@ def test_schedule_batch_dropout_and_processes_may_change(sections, begun):
         ({"tuner": {"freeze_aligner": False}}, "freeze_aligner: True, and cannot go on with False"),
         ({"tuner": {"target_regex": ".*q_proj"}}, "target_regex: None, and cannot go on with '.*q_proj'"),
         ({"model": {"torch_dtype": "float32"}}, "torch_dtype: 'bfloat16', and cannot go on with 'float32'"),
-        ({"deepspeed": {"enabled": True, "config": "zero3"}}, "its ZeRO stage): 0, and cannot go on with 3"),
+        ({"deepspeed": {"enabled": True, "config": "zero3"}}, "deepspeed: 'none', and cannot go on with 'ZeRO-3'"),
+        ({"deepspeed": {"enabled": True, "config": "zero0"}}, "deepspeed: 'none', and cannot go on with 'ZeRO-0'"),
     ],
 )
 def test_what_a_checkpoint_cannot_be_loaded_into_is_refused(sections, said, begun):
@@ -82,6 +83,17 @@ def test_sharded_states_want_as_many_processes(begun):
     assert house.plan(**RESUMED | zero).resume is not None
     (problem,) = house.refused(**RESUMED | zero | {"launch": {"nproc_per_node": 4}})
     assert "begun with processes: 2, and cannot go on with 4" in problem.what
+
+
+def test_pissa_goes_on_but_not_in_shards(begun):
+    pissa = {"tuner": {"init_weights": "pissa"}}
+    assert begun(**pissa).plan(**RESUMED | pissa).resume is not None
+
+
+def test_pissa_in_shards_is_told(begun):
+    sections = {"tuner": {"init_weights": "pissa"}, "deepspeed": {"enabled": True, "config": "zero3"}}
+    (problem,) = begun(**sections).refused(**RESUMED | sections)
+    assert "a PiSSA run cannot go on under ZeRO-3" in problem.what
 
 
 def test_a_folder_without_a_plan_is_taken_as_it_is(begun):

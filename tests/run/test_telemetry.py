@@ -127,8 +127,8 @@ def test_a_run_that_died_within_a_line_can_be_resumed(tmp_path):
     assert list(read_rows(tmp_path)) == [{"step": 1}]
 
 
-def plan(weight=1.0, alpha=0.3, eval_kd_batches=8, *, distils=True):
-    kd = SimpleNamespace(llm_kd_weight=weight, sft_alpha=alpha, eval_kd_batches=eval_kd_batches)
+def plan(weight=1.0, alpha=0.3, eval_kd_batches=8, *, distils=True, visual=None):
+    kd = SimpleNamespace(llm_kd_weight=weight, sft_alpha=alpha, eval_kd_batches=eval_kd_batches, visual=visual)
     return SimpleNamespace(distillation=kd if distils else None)
 
 
@@ -148,6 +148,9 @@ TRAIN = {*ALWAYS, "grad_norm", "learning_rate", "epoch"}
         (plan(eval_kd_batches=0), "train", {*TRAIN, "llm_kd_loss"}),
         (plan(weight=0.0), "train", TRAIN),
         (plan(weight=0.0), "eval", ALWAYS),
+        (plan(weight=0.0, visual="aligner"), "train", {*TRAIN, "vision_kd_loss"}),
+        (plan(visual="aligner"), "eval", {*ALWAYS, "llm_kd_loss", "vision_kd_loss"}),
+        (plan(visual="aligner", eval_kd_batches=0), "eval", ALWAYS),
     ],
 )
 def test_expected_metrics(made, split, want):
@@ -162,6 +165,8 @@ def test_expected_metrics(made, split, want):
         (plan(alpha=0.3), {"loss": 0.8, "sft_loss": 2.0, "llm_kd_loss": 0.2}, 0.0),
         (plan(alpha=0.3), {"loss": 0.6, "sft_loss": 2.0, "llm_kd_loss": 0.2}, 0.2),
         (plan(alpha=0.3, weight=0.0), {"loss": 0.6, "sft_loss": 2.0}, 0.0),
+        (plan(alpha=0.5), {"loss": 1.5, "sft_loss": 2.0, "llm_kd_loss": 0.2, "vision_kd_loss": 0.3}, 0.0),
+        (plan(alpha=0.5), {"loss": 1.2, "sft_loss": 2.0, "llm_kd_loss": 0.2, "vision_kd_loss": 0.3}, 0.3),
         (plan(alpha=0.0), {"loss": 0.2, "sft_loss": 2.0, "llm_kd_loss": 0.2}, 0.0),
     ],
 )

@@ -165,6 +165,25 @@ def test_vision_parts_wait_for_an_image(built):
     assert observe(audit, model, images=False) == []
     assert observe(audit, model, images=False) == []
     assert not audit.done
+    for _ in range(2):
+        assert not audit.done
+        set_gradients(model)
+        assert observe(audit, model) == []
+    assert audit.done
+
+
+def test_text_before_the_first_image_is_no_fault(built):
+    model, _ = built()
+    audit = GradientAudit(model, Ranks())
+    for _ in range(4):
+        set_gradients(model, missing=("visual",))
+        assert observe(audit, model, images=False) == []
+    assert audit.without_input() == ["aligner", "deepstack"]
+    assert not audit.wants(saw_images=False), "the language tower has shown its gradients"
+    assert audit.wants(saw_images=True)
+    set_gradients(model, zero=("visual.merger.linear_fc1.lora_A", "visual.merger.linear_fc2.lora_A"))
+    assert observe(audit, model) == []
+    assert audit.without_input() == []
     set_gradients(model)
     assert observe(audit, model) == []
     assert audit.done

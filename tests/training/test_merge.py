@@ -41,7 +41,7 @@ def base(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("half")
     model = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.bfloat16)
     model.model.visual.merger.norm.weight.data = model.model.visual.merger.norm.weight.data.float()
-    model.save_pretrained(folder, max_shard_size="2MB")
+    model.save_pretrained(folder, max_shard_size="100KB")
     for file in Path(tiny).iterdir():
         if file.suffix != ".safetensors" and file.name != "config.json":
             shutil.copy(file, folder)

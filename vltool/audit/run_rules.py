@@ -12,6 +12,7 @@ from msgspec import Struct
 from vltool.checkpoint.architecture import read_architecture
 from vltool.checkpoint.census import Census, take_census
 from vltool.errors import BadContent, InvalidInput, RunFailed
+from vltool.recipe.distillation_rules import BEFORE
 from vltool.run import telemetry
 from vltool.run.deepspeed import zero_stage
 from vltool.run.evidence import Evidence
@@ -56,6 +57,7 @@ class Judge:
             self._row("towers", "the towers train that the recipe names, no other", self._towers),
             self._row("teacher", "the teacher is the student before training", self._teacher),
             self._row("gradients", "every part that trains gets a gradient", self._gradients),
+            self._row("vision", "vision-feature distillation reaches what trains", self._vision),
             self._row("frozen", "what is frozen keeps every bit", self._frozen),
             self._row("processes", "all processes hold the same weights", self._processes),
             self._row("metrics", "every metric is there, once, finite, and adds up", self._metrics),
@@ -115,6 +117,21 @@ class Judge:
         if silent:
             return "fail", f"no gradient seen in: {', '.join(silent)}"
         return "pass", f"finite and non-zero in: {', '.join(parts)}"
+
+    def _vision(self) -> tuple[Status, str]:
+        plan = self._plan.distillation
+        if plan is None or plan.visual is None:
+            return "not asked", "no distillation of vision features"
+        if zero_stage(self._plan.arguments.get("deepspeed")) == 3:
+            return "not asked", "ZeRO-3 has gradients in shards"
+        if self._seen.vision_gradients is None:
+            return self._not_reached()
+        before = {tower for name, towers in BEFORE.items() if getattr(plan.visual, name) for tower in towers}
+        asked = [row.tower for row in self._seen.towers or [] if row.trainable and row.tower in before]
+        silent = [tower for tower in asked if not self._seen.vision_gradients.get(tower)]
+        if silent:
+            return "fail", f"no gradient of the vision terms in: {', '.join(silent)}"
+        return "pass", f"a gradient of the vision terms alone in: {', '.join(asked)}"
 
     def _ended_in_loss(self) -> bool:
         return "no gradient would reach the student" in (self._seen.failure or "")

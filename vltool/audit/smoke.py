@@ -94,11 +94,10 @@ def _place(scratch: Path, keep: Path | None) -> Path:
 
 
 def _processes(scratch: Path, nproc: int) -> Path:
-    """An overlay that runs so many processes on this host, each with at least one sample a step."""
+    """An overlay that runs so many processes on this host."""
     overlay = scratch / "processes.yaml"
     nodes = {"nnodes": 1, "node_rank": 0, "rdzv_backend": None, "rdzv_endpoint": None, "rdzv_id": None}
     document = {
-        "training": {"effective_batch_size": 2 * nproc, "gradient_accumulation_steps": None},
         "launch": {"nproc_per_node": nproc, "master_addr": None, "master_port": None} | nodes,
     }
     overlay.write_bytes(to_json(document))
@@ -113,7 +112,7 @@ def _tiny_overlay(scratch: Path, model: Path) -> Path:
         "model": {"model": str(model.resolve()), "model_type": None, "torch_dtype": "float32"},
         "template": {"max_pixels": 256 * 256},
         "rlhf": {"teacher_model": None, "teacher_model_type": None},
-        "tuner": {"resume_from_checkpoint": None},
+        "tuner": {"resume_from_checkpoint": None, "merge_previous": None},
         "training": {
             "bf16": False, "fp16": False, "learning_rate": rate, "aligner_lr": rate, "vit_lr": rate,
             "optimizer": "multimodal", "max_steps": 6, "eval_steps": 3, "save_steps": 3,

@@ -65,10 +65,9 @@ def train(
     finally:
         reporter.close()
     if outcome["signal"] is not None and first:
-        output.note(
-            f"stopped at step {outcome['step']} of {outcome['max_steps']}; "
-            f"training.resume_from_checkpoint: auto goes on from {outcome['last_checkpoint']}"
-        )
+        kept = outcome["last_checkpoint"]
+        on = f"training.resume_from_checkpoint: auto goes on from {kept}" if kept else "no checkpoint was saved"
+        output.note(f"stopped at step {outcome['step']} of {outcome['max_steps']}; {on}")
     if outcome["signal"] is not None:
         return 128 + int(outcome["signal"])
     if first:

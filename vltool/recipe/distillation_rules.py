@@ -6,7 +6,7 @@ from vltool.recipe.modules import Part
 from vltool.recipe.settings import Settings
 from vltool.recipe.tuner_rules import trained_parts
 
-_BEFORE: dict[str, tuple[Part, ...]] = {
+BEFORE: dict[str, tuple[Part, ...]] = {
     "vit": ("vision",),
     "aligner": ("vision", "aligner"),
     "deepstack": ("vision", "deepstack"),
@@ -82,13 +82,13 @@ def vision_terms_can_be_more_than_zero(settings: Settings) -> None:
     """A term with nothing trainable at or before its output is always zero."""
     if not settings["custom.visual_kd.enabled"]:
         return
-    enabled = [name for name in _BEFORE if settings[f"custom.visual_kd.{name}.enabled"]]
+    enabled = [name for name in BEFORE if settings[f"custom.visual_kd.{name}.enabled"]]
     if not enabled:
-        what = f"custom.visual_kd is enabled, but none of {', '.join(_BEFORE)} is"
+        what = f"custom.visual_kd is enabled, but none of {', '.join(BEFORE)} is"
         settings.problem("custom.visual_kd.enabled", what, "write enabled: true for a component")
         return
     trained = trained_parts(settings)
-    zero = [name for name in enabled if not trained.intersection(_BEFORE[name])]
+    zero = [name for name in enabled if not trained.intersection(BEFORE[name])]
     if zero == enabled:
         what = "custom.visual_kd: every enabled term is always zero, since nothing trains in vision blocks or aligner"
         do = "write freeze_aligner: false or freeze_vit: false under tuner, or visual_kd: {enabled: false}"

@@ -52,17 +52,27 @@ def nodes_are_numbered(settings: Settings) -> None:
         settings.problem("launch.node_rank", what, "write a rank below launch.nnodes")
 
 
+_MEETING = ("master_addr", "master_port", "rdzv_endpoint", "rdzv_backend", "rdzv_id")
+
+
 def nodes_can_meet(settings: Settings) -> None:
-    """Several nodes need an address that all of them know."""
-    if settings["launch.nnodes"] > 1 and not (settings["launch.master_addr"] or settings["launch.rdzv_endpoint"]):
-        what = f"launch.nnodes: {settings['launch.nnodes']} nodes have nowhere to meet"
+    """Several nodes need an address that all of them know; one node needs none."""
+    nodes = settings["launch.nnodes"]
+    address, endpoint = settings["launch.master_addr"], settings["launch.rdzv_endpoint"]
+    if nodes > 1 and not (address or endpoint):
+        what = f"launch.nnodes: {nodes} nodes have nowhere to meet"
         do = "write launch.master_addr, the first node's address, or launch.rdzv_endpoint: HOST:PORT"
         settings.problem("launch.nnodes", what, do)
-    elif settings["launch.master_addr"] and settings["launch.rdzv_endpoint"]:
+    elif nodes > 1 and address and endpoint:
         what = "launch.master_addr and launch.rdzv_endpoint are two ways to meet"
-        settings.problem(
-            settings.latest("launch.master_addr", "launch.rdzv_endpoint"), what, "write null for one of the two"
-        )
+        at = settings.latest("launch.master_addr", "launch.rdzv_endpoint")
+        settings.problem(at, what, "write null for one of the two")
+    else:
+        unread = _MEETING if nodes == 1 else ("rdzv_backend", "rdzv_id") if address else ("master_port",)
+        why = "with one node there is nobody to meet" if nodes == 1 else "it belongs to the other way to meet"
+        for key in unread:
+            if settings[f"launch.{key}"] is not None:
+                settings.note(f"launch.{key}", f"launch.{key} has no effect: {why}", "take the line out")
 
 
 def variables_have_names(settings: Settings) -> None:

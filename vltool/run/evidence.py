@@ -60,6 +60,8 @@ class Evidence(Struct, kw_only=True):
     ce_before: float | None = None
     """Cross entropy per label token of the fixed batch of captions, before step 1."""
     ce_after: float | None = None
+    vision_gradients: dict[Tower, float] | None = None
+    """Norm of the gradient that vision-feature distillation alone brings each tower that trains, after training."""
     last_checkpoint: str | None = None
     finished: bool = False
     failure: str | None = None

@@ -36,7 +36,7 @@ TRAINING_STACK = {
 
 DEFAULT_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 """Set where unset, before the training stack is imported."""
-SECONDS_TO_MERGE = 1800.0
+SECONDS_TO_MERGE = 7200.0
 SECONDS_TO_FAIL_TOGETHER = 3.0
 """For how long, after a process failed, the others may say what they know before they are ended."""
 
@@ -75,7 +75,7 @@ def require_training_stack() -> None:
 def train(plan: RunPlan, reporter: Reporter, *, resolved: Recipe) -> dict[str, Any]:
     """Run the plan: in this process, or through torchrun in as many as it wants on this node.
 
-    Returns what `vltool.training.worker.run` reports (on a node other than the first, an empty outcome).
+    Returns what `vltool.training.worker.run` reports.
     resolved: the recipe that the plan was made from, kept in the run folder as resolved.yaml.
     Raises MissingOnHost, and whatever error of a worker ended the run.
     """
@@ -130,7 +130,8 @@ class _Launched:
         self._ranks: dict[int, int] = {}
         self._outcome: dict[str, Any] | None = None
         self._error: VltoolError | None = None
-        self._signals = 0
+        self._signal: int | None = None
+        self._at_once = False
 
     def run(self) -> dict[str, Any]:
         """Start them, hear what they say, and wait for their end."""
@@ -148,6 +149,8 @@ class _Launched:
                     stdout=sys.stderr if self._plan.debug else output,
                     stderr=None if self._plan.debug else subprocess.STDOUT,
                     start_new_session=True,
+                    # A scheduler's SIGTERM reaches torchrun too: its processes need the time to save.
+                    env={"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1800"} | os.environ,
                 )
                 with self._passing_signals_on():
                     try:
@@ -155,36 +158,44 @@ class _Launched:
                     finally:
                         self._end(torchrun)
             said = _last_words(folder)
+        if self._signal is not None and self._outcome is None:
+            # Whatever else the processes said, they were told to end.
+            if self._signal == signal.SIGINT:
+                raise KeyboardInterrupt
+            return {"step": 0, "max_steps": 0, "last_checkpoint": None, "signal": self._signal}
         if self._error is not None:
             raise self._error
-        if self._signals > 1:
-            raise KeyboardInterrupt
-        if torchrun.returncode != 0:
+        if torchrun.returncode != 0 or self._outcome is None:
             raise RunFailed(
                 f"a process of the run ended without a word (torchrun's exit status is {torchrun.returncode}); "
                 f"the last lines that the processes wrote:\n{said}"
             )
-        return self._outcome or {"step": 0, "max_steps": 0, "last_checkpoint": None, "signal": None}
+        return self._outcome
 
     def _listen(self, torchrun: subprocess.Popen[bytes], heard: Receiver) -> None:
         failed_at: float | None = None
-        while True:
-            running = torchrun.poll() is None
-            for name, arguments in heard.events(timeout_s=0.1):
-                if name == "here":
-                    self._ranks[arguments[0]] = arguments[1]
-                elif name == "outcome":
-                    self._outcome = arguments[0]
-                elif name == "failed":
-                    # The others say the same, or nothing, since they wait for this one.
-                    self._error = self._error or rebuilt(*arguments[1:])
-                    failed_at = failed_at or time.monotonic()
-                else:
-                    getattr(self._reporter, name)(*arguments)
-            if not running or self._signals > 1:
-                return
-            if failed_at is not None and time.monotonic() - failed_at > SECONDS_TO_FAIL_TOGETHER:
-                return
+        while torchrun.poll() is None and not self._at_once:
+            for event in heard.events(timeout_s=0.1):
+                self._take(*event)
+            if self._error is not None:
+                # The others say the same, or nothing, since they wait for this one.
+                failed_at = failed_at or time.monotonic()
+                if time.monotonic() - failed_at > SECONDS_TO_FAIL_TOGETHER:
+                    return
+        for event in heard.last_events():
+            self._take(*event)
+
+    def _take(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "here":
+            self._ranks[arguments[0]] = arguments[1]
+            if self._signal is not None:
+                self._pass_on(self._signal)
+        elif name == "outcome":
+            self._outcome = arguments[0]
+        elif name == "failed":
+            self._error = self._error or rebuilt(*arguments[1:])
+        else:
+            getattr(self._reporter, name)(*arguments)
 
     def _end(self, torchrun: subprocess.Popen[bytes]) -> None:
         """See that nothing of the run is left."""
@@ -200,13 +211,12 @@ class _Launched:
 
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
-        """Inside, Ctrl-C and SIGTERM go to the processes, which save and stop; a second one ends them."""
+        """Inside, Ctrl-C and SIGTERM go to the processes, which save and stop; a second Ctrl-C ends them."""
 
         def receive(number: int, _: Any) -> None:
-            self._signals += 1
-            for process in self._ranks.values():
-                with suppress(ProcessLookupError):
-                    os.kill(process, number)
+            self._at_once = self._at_once or (self._signal == number == signal.SIGINT)
+            self._signal = self._signal or number
+            self._pass_on(number)
 
         former = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -214,6 +224,11 @@ class _Launched:
         finally:
             for number, handler in former.items():
                 signal.signal(number, handler)
+
+    def _pass_on(self, number: int) -> None:
+        for process in self._ranks.values():
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
 
 
 def _kill_group(process: int) -> None:
@@ -294,8 +309,17 @@ def merge(plan: RunPlan) -> None:
     with tempfile.TemporaryDirectory(prefix="vltool-") as folder:
         document = Path(folder) / PLAN_FILE_NAME
         document.write_bytes(plan.to_json())
-        command = [sys.executable, "-m", "vltool.training.merge", str(document)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        last = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
+        child = subprocess.Popen(
+            [sys.executable, "-m", "vltool.training.merge", str(document)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        former = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        try:
+            _, said = child.communicate()
+        finally:
+            signal.signal(signal.SIGTERM, former)
+            child.terminate()
+            child.wait()
+    if child.returncode != 0:
+        last = said.strip().splitlines()[-1:] or [f"it ended with {child.returncode}"]
         raise RunFailed(f"{plan.merge.checkpoint} cannot be merged into {plan.merge.base}: {last[0]}")

@@ -65,6 +65,21 @@ class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         }
 
 
+class FeatureTermPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one component of the vision tower is held to the teacher's."""
+
+    weight: float
+    distance: Literal["mse", "cosine"]
+
+
+class VisualPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Distillation of vision features (see `vltool.training.vision_kd`); None for a component that is not."""
+
+    vit: FeatureTermPlan | None
+    aligner: FeatureTermPlan | None
+    deepstack: FeatureTermPlan | None
+
+
 class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The teacher and the weights of the loss (see `vltool.training.losses`)."""
 
@@ -77,6 +92,12 @@ class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     llm_kd_weight: float
     kd_temperature: float
     eval_kd_batches: int | Literal["all"]
+    visual: VisualPlan | None = None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether anything is compared with a teacher."""
+        return self.llm_kd_weight > 0.0 or self.visual is not None
 
 
 class SavePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -384,7 +405,19 @@ def _distillation(
         llm_kd_weight=rlhf.llm_kd_weight,
         kd_temperature=rlhf.kd_temperature,
         eval_kd_batches=rlhf.eval_kd_batches,
+        visual=_visual(recipe),
     )
+
+
+def _visual(recipe: Recipe) -> VisualPlan | None:
+    visual = recipe.custom.visual_kd
+    if not visual.enabled:
+        return None
+    terms = {
+        name: FeatureTermPlan(weight=term.weight, distance=term.distance) if term.enabled and term.weight else None
+        for name, term in (("vit", visual.vit), ("aligner", visual.aligner), ("deepstack", visual.deepstack))
+    }
+    return VisualPlan(**terms) if any(terms.values()) else None
 
 
 def _same_folder(first: str | None, second: str | None) -> bool:

@@ -32,6 +32,10 @@ def check_resume(plan: RunPlan, problems: list[Problem]) -> None:
         begun = type(plan).from_json((folder / PLAN_FILE_NAME).read_bytes())
     except (OSError, msgspec.MsgspecError):
         return
+    config = plan.arguments.get("deepspeed")
+    if str(plan.arguments.get("init_weights")).startswith("pissa") and zero_stage(config) == 3:
+        what = f"{plan.origins.get('deepspeed')}: a PiSSA run cannot go on under ZeRO-3, which has the base in shards"
+        problems.append(Problem(what, "begin a new run, or use zero2"))
     for name, was, now in _differences(begun, plan):
         at = plan.origins.get(name)
         what = (
@@ -53,8 +57,14 @@ def _differences(begun: RunPlan, plan: RunPlan) -> Iterator[tuple[str, Any, Any]
         # Some are arguments of ms-swift's too, in its words.
         if was != now and name not in swift_table().keys:
             yield f"tuner.{name}", was, now
-    was, now = (zero_stage(run.arguments.get("deepspeed")) for run in (begun, plan))
+    was, now = (_sharding(run) for run in (begun, plan))
     if was != now:
-        yield "deepspeed (its ZeRO stage)", was, now
-    elif now and begun.launch.processes != plan.launch.processes:
+        yield "deepspeed", was, now
+    elif "deepspeed" in plan.arguments and begun.launch.processes != plan.launch.processes:
         yield "processes", begun.launch.processes, plan.launch.processes
+
+
+def _sharding(plan: RunPlan) -> str:
+    """How the optimizer's state is laid out in a checkpoint."""
+    config = plan.arguments.get("deepspeed")
+    return "none" if config is None else f"ZeRO-{zero_stage(config)}"

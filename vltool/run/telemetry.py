@@ -93,13 +93,14 @@ def expected_metrics(plan: RunPlan, split: str) -> set[str]:
     if split == "train":
         names |= {"grad_norm", "learning_rate", "epoch"}
     kd = plan.distillation
-    if kd is not None and kd.llm_kd_weight > 0 and (split == "train" or kd.eval_kd_batches != 0):
-        names.add("llm_kd_loss")
+    if kd is not None and (split == "train" or kd.eval_kd_batches != 0):
+        names |= {"llm_kd_loss"} if kd.llm_kd_weight > 0 else set()
+        names |= {"vision_kd_loss"} if kd.visual is not None else set()
     return {f"{split}/{name}" for name in names}
 
 
 def identity_error(plan: RunPlan, row: Mapping[str, int | float], split: str) -> float:
-    """|loss − (sft_alpha·sft_loss + llm_kd_loss)| of a row: how far the loss is from the sum of its parts."""
+    """|loss − (sft_alpha·sft_loss + llm_kd_loss + vision_kd_loss)| of a row: how far it is from its parts' sum."""
     alpha = 1.0 if plan.distillation is None else plan.distillation.sft_alpha
-    parts = alpha * row[f"{split}/sft_loss"] + row.get(f"{split}/llm_kd_loss", 0.0)
-    return abs(row[f"{split}/loss"] - parts)
+    distilled = (row.get(f"{split}/{name}", 0.0) for name in ("llm_kd_loss", "vision_kd_loss"))
+    return abs(row[f"{split}/loss"] - alpha * row[f"{split}/sft_loss"] - sum(distilled))

@@ -93,7 +93,6 @@ def problems(recipe: Recipe) -> list[Problem]:
     asked: list[tuple[bool, str, str]] = [
         (custom.fusion_config is not None, "custom.fusion_config", "mixtures of datasets"),
         (custom.augmentation.enabled, "custom.augmentation.enabled", "augmentation"),
-        (custom.visual_kd.enabled, "custom.visual_kd.enabled", "distillation of vision features"),
         (training.packing, "training.packing", "packing"),
         (
             _narrowed(tuner) and tuner.target_modules != ("all-linear",),

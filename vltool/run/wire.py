@@ -12,8 +12,11 @@ from threading import Thread
 from typing import Any
 
 from vltool import errors
-from vltool.errors import Problem, VltoolError
+from vltool.errors import MissingOnHost, Problem, VltoolError
 from vltool.run.evidence import CarriedRow, TowerRow
+
+LONGEST_ADDRESS = 107
+"""Bytes of a socket's path on Linux (`sun_path`, less its end)."""
 
 Event = tuple[str, tuple[Any, ...]]
 """Name and arguments. `here` (rank, process id), `failed` (rank, class, problems), `outcome` (dict); the other
@@ -70,6 +73,10 @@ class Sender:
             "failed", self._rank, "RunFailed", (Problem(f"process {self._rank} of the run broke:\n{traceback}"),)
         )
 
+    def close(self) -> None:
+        """Say nothing more."""
+        self._connection.close()
+
     def outcome(self, outcome: dict[str, Any]) -> None:
         """The run is over, and came to this."""
         self._send("outcome", outcome)
@@ -100,11 +107,25 @@ class Receiver:
             except (EOFError, ConnectionResetError):
                 self._connections.remove(ready)
 
+    def last_events(self) -> Iterator[Event]:
+        """All that processes which have ended left unread."""
+        silent = 0
+        # A caller may not have been taken in yet when the first look finds nobody.
+        while silent < 2:
+            found = list(self.events(timeout_s=0.1))
+            silent = 0 if found else silent + 1
+            yield from found
+
 
 @contextmanager
 def receiver(folder: Path) -> Iterator[Receiver]:
-    """Listen on a socket in `folder`, which others may not look into."""
+    """Listen on a socket in `folder`, which others may not look into.
+
+    Raises MissingOnHost for a folder whose path is too long for a socket's.
+    """
     address = str(folder / "events")
+    if len(os.fsencode(address)) > LONGEST_ADDRESS:
+        raise MissingOnHost(f"no socket can lie in {folder}: its path is too long", "set TMPDIR to a shorter path")
     with Listener(address, family="AF_UNIX", backlog=64) as listener:
         end = Receiver(address, listener, [])
         Thread(target=end.accept, daemon=True).start()

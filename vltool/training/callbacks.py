@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
 from vltool.checkpoint.architecture import Tower, tower_of
-from vltool.errors import RunFailed
+from vltool.errors import Problem, RunFailed
 from vltool.run import telemetry
 from vltool.run.evidence import Evidence, TowerRow
 from vltool.run.launch import Reporter
@@ -108,7 +108,7 @@ class StepAudit(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the gradients until each part has shown its own. Raises RunFailed with the table."""
         self._trainer.note_rates()
-        if self._gradients.done:
+        if not self._gradients.wants(saw_images=self._trainer.saw_images):
             return
         # ms-swift drops all gradients when their norm is NaN: without this, the audit would blame the model.
         for name, value in self._trainer.window_means().items():
@@ -129,6 +129,16 @@ class StepAudit(TrainerCallback):
         if not self._looked_at_frozen:
             self._looked_at_frozen = True
             self.look_at_frozen(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say which towers never had anything to train on."""
+        self._gradients.close()
+        if self._evidence.gradient_problems is None and state.global_step:
+            self._evidence.gradient_problems = []
+            self._keep()
+        if idle := self._gradients.without_input():
+            what = f"{', '.join(idle)}: should train, but no record with an image came"
+            self._reporter.warn(Problem(what, "look at custom.train_jsonl, or freeze these towers"))
 
     def look_at_frozen(self, step: int) -> None:
         """Compare frozen parameters with those before step 1. Raises RunFailed where one changed."""
@@ -205,9 +215,10 @@ class Stop(TrainerCallback):
             control.should_training_stop = True
 
     def _receive(self, number: int, _: Any) -> None:
-        if self._received:
+        # A scheduler's SIGTERM comes several times: to the process, by whoever launched it, and again.
+        if self._received == number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._received = number
+        self._received = self._received or number
 
     @contextmanager
     def listening(self) -> Iterator[None]:

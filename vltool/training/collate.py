@@ -27,8 +27,8 @@ class BatchFacts:
 
     label_tokens: int = 0
     """Tokens that the loss sees."""
-    has_image: bool = False
-    """Whether one of its records holds an image."""
+    patches: int = 0
+    """Patches of its records' images, before the merger."""
     problems: tuple[Problem, ...] = ()
     """Why the batch could not be made; it holds nothing else then."""
 
@@ -49,6 +49,10 @@ class BlankImage:
     """The same as `mm_token_type_ids`."""
     pixel_values: Tensor
     image_grid_thw: Tensor
+
+    def filler(self) -> dict[str, Any]:
+        """A sample of one token, without an image, that no loss sees."""
+        return {"input_ids": [self.token_ids[-1]], "labels": [IGNORE], "length": 1, "lengths": [1]}
 
     def after(self, sample: dict[str, Any]) -> dict[str, Any]:
         """The text-only sample with this image at its end."""
@@ -76,8 +80,9 @@ class EncodedRecords(Dataset[dict[str, Any]]):
     worker would reach the user wrapped in that worker's traceback.
     """
 
-    def __init__(self, records: CaptionDataset, encode: Encode) -> None:
+    def __init__(self, records: CaptionDataset, encode: Encode, blank: BlankImage) -> None:
         self._records = records
+        self._blank = blank
         self._encode = encode
         self._deaf = False
         self._over = multiprocessing.RawValue("b", 0)
@@ -86,16 +91,17 @@ class EncodedRecords(Dataset[dict[str, Any]]):
         return len(self._records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample at an index; one past the last record fills a batch, and no loss sees it."""
+        """The sample at an index; one past the last record fills a batch, and nothing in it counts."""
         where = None
         self._leave_signals_to_the_trainer()
+        if index >= len(self):
+            return self._blank.filler()
         try:
-            sample = self._records[index % len(self)]
+            sample = self._records[index]
             where = sample.where
-            encoded = self._encode(sample.messages)
+            return self._encode(sample.messages)
         except BadContent as error:
             return {FACTS: BatchFacts(problems=tuple(Problem(p.what, p.do, p.where or where) for p in error.problems))}
-        return encoded if index < len(self) else encoded | {"labels": [IGNORE] * len(encoded["labels"])}
 
     def close(self) -> None:
         """The run is over: workers may be ended by a signal again."""
@@ -122,9 +128,9 @@ class Collator:
             return {FACTS: BatchFacts(problems=problems)}
         facts = BatchFacts(
             label_tokens=sum(label != IGNORE for sample in samples for label in sample["labels"][1:]),
-            has_image=any(sample.get("pixel_values") is not None for sample in samples),
+            patches=sum(len(sample["pixel_values"]) for sample in samples if sample.get("pixel_values") is not None),
         )
-        if not facts.has_image:
+        if not facts.patches:
             samples = [self._blank.after(samples[0]), *samples[1:]]
         return self._pad(samples) | {FACTS: facts}
 

@@ -152,8 +152,9 @@ class GradientAudit:
 
     It listens as each gradient is made, before anything averages or shards it, and `observe` is called once
     an optimizer step. By the first step in which it received input, some tensor of each part must have a
-    finite, non-zero gradient on some process; and by the second update at a learning rate above zero, every
-    kind of tensor of it (LoRA's first factors start without one, as their partners are zero).
+    finite, non-zero gradient on some process; and by its second update at a learning rate above zero, every
+    kind of tensor of it (LoRA's first factors start without one, as their partners are zero). The towers of
+    vision receive none from batches without an image.
     """
 
     def __init__(self, model: nn.Module, ranks: Ranks) -> None:
@@ -161,7 +162,7 @@ class GradientAudit:
         self._ranks = ranks
         self._parts: dict[Part, dict[str, bool]] = {}
         self._norms: list[tuple[Part, str, str, Tensor]] = []
-        self._updates = 0
+        self._updates: dict[Part, int] = {}
         self.done = False
         self._handles = []
         for name, parameter in model.named_parameters():
@@ -193,20 +194,36 @@ class GradientAudit:
         broken = list(dict.fromkeys(found for theirs, _ in together for found in theirs))
         for part, kind in set().union(*(theirs for _, theirs in together)):
             self._parts[part][kind] = True
-        self._updates += learning_rate > 0.0
-        for (tower, merger), kinds in self._parts.items():
+        for part, kinds in self._parts.items():
+            tower, merger = part
             if tower not in ("language", "head") and not saw_images:
                 continue
+            self._updates[part] = self._updates.get(part, 0) + (learning_rate > 0.0)
             name = "" if merger is None else f"merger {merger} "
             if not any(kinds.values()):
                 broken.append((tower, f"{name}should train, but no gradient reaches it"))
-            elif self._updates >= 2:
+            elif self._updates[part] >= 2:
                 broken += [(tower, f"{name}gets no gradient in its {kind}") for kind, got in kinds.items() if not got]
-        all_shown = all(got for kinds in self._parts.values() for got in kinds.values())
-        self.done = bool(broken) or (self._updates >= 2 and all_shown)
+        self.done = bool(broken) or all(map(self._shown, self._parts))
         if self.done:
             self.close()
         return broken
+
+    def wants(self, *, saw_images: bool) -> bool:
+        """Whether a step could show anything new; without an image, vision cannot. Forgets the step if not."""
+        if self.done:
+            return False
+        wants = saw_images or not all(self._shown(part) for part in self._parts if part[0] in ("language", "head"))
+        if not wants:
+            self._norms.clear()
+        return wants
+
+    def _shown(self, part: Part) -> bool:
+        return self._updates.get(part, 0) >= 2 and all(self._parts[part].values())
+
+    def without_input(self) -> list[Tower]:
+        """Towers that have received no input yet."""
+        return list(dict.fromkeys(part[0] for part in self._parts if part not in self._updates))
 
     def close(self) -> None:
         """Listen no longer."""

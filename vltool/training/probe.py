@@ -43,6 +43,10 @@ class Probe(TrainerCallback):
         """Measure the cross entropy of the trained model."""
         self._evidence.ce_after, _ = self._trainer.measure(self._batch)
 
+    def measure_vision(self) -> None:
+        """Measure what vision-feature distillation brings the trained model, which has left its teacher."""
+        self._evidence.vision_gradients = self._trainer.vision_gradients(self._batch)
+
     def save(self, run_dir: Path, *, writes: bool) -> None:
         """Write the batch and the trained model's logits at some label positions into the run folder.
 

@@ -6,6 +6,7 @@ FOLDER holds plan.json, resolved.yaml and the socket on which the launching proc
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -18,6 +19,9 @@ from vltool.run.wire import Sender
 
 def main(folder: Path) -> int:
     """Run the plan's part of this process; returns the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Until the run listens itself there is nothing to save.
+        signal.signal(number, lambda received, _: os._exit(128 + received))
     plan_json = (folder / "plan.json").read_bytes()
     sender = Sender(str(folder / "events"), rank=int(os.environ["RANK"]))
     sys.excepthook = lambda *error: sender.crashed("".join(traceback.format_exception(*error)))

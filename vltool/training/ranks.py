@@ -15,8 +15,8 @@ from vltool.run.ranks import place_in
 
 T = TypeVar("T")
 
-PATIENCE = timedelta(minutes=30)
-"""For how long a process waits for another, which may be writing a large checkpoint."""
+PATIENCE = timedelta(hours=2)
+"""For how long a process waits for another, which may be reading all records or writing a large checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vltool.checkpoint.architecture import in_adapter
 from vltool.errors import RunFailed
+from vltool.training.vision_kd import Features, FeatureTap
 
 
 class HeadTap:
@@ -71,23 +72,44 @@ class Teacher(Protocol):
     def hidden_and_head(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, S, H] and head weight [V, H], both without gradient."""
 
+    def features(self, inputs: Mapping[str, Any]) -> Features:
+        """What the vision tower makes of the images, without gradient and without the language tower."""
+
+    def all(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Features]:
+        """Both, of one forward pass."""
+
 
 class AdaptersOff:
     """The student with its adapters and saved modules disabled is the teacher: no second copy."""
 
-    def __init__(self, model: Any, tap: HeadTap) -> None:
+    def __init__(self, model: Any, tap: HeadTap, features: FeatureTap) -> None:
         self._model = model
         self._tap = tap
+        self._features = features
         self._frozen = [p for name, p in model.named_parameters() if in_adapter(name) and not p.requires_grad]
 
-    def hidden_and_head(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """See `Teacher`."""
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
         with torch.no_grad(), self._model.disable_adapter(), evaluating(self._model):
-            hidden_and_head = self._tap.hidden(self._model, inputs), self._tap.weight(adapters=False)
+            yield
         # peft makes all of an adapter trainable when it is switched on again.
         for parameter in self._frozen:
             parameter.requires_grad_(False)
-        return hidden_and_head
+
+    def hidden_and_head(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """See `Teacher`."""
+        with self._teaching():
+            return self._tap.hidden(self._model, inputs), self._tap.weight(adapters=False)
+
+    def features(self, inputs: Mapping[str, Any]) -> Features:
+        """See `Teacher`."""
+        with self._teaching():
+            return self._features.of_images(inputs)
+
+    def all(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Features]:
+        """See `Teacher`."""
+        with self._features.listening() as features:
+            return *self.hidden_and_head(inputs), features
 
 
 class FrozenCopy:
@@ -96,11 +118,22 @@ class FrozenCopy:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._tap = HeadTap(model)
+        self._features = FeatureTap(model)
 
     def hidden_and_head(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """See `Teacher`."""
         with torch.no_grad():
             return self._tap.hidden(self._model, inputs), self._tap.weight()
+
+    def features(self, inputs: Mapping[str, Any]) -> Features:
+        """See `Teacher`."""
+        with torch.no_grad():
+            return self._features.of_images(inputs)
+
+    def all(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Features]:
+        """See `Teacher`."""
+        with self._features.listening() as features:
+            return *self.hidden_and_head(inputs), features
 
 
 @contextmanager

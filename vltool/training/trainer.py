@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
-from vltool.checkpoint.architecture import tower_of
+from vltool.checkpoint.architecture import Tower, tower_of
 from vltool.errors import BadContent, RunFailed
 from vltool.run.plan import DistillationPlan
 from vltool.training import pissa
@@ -28,11 +29,30 @@ from vltool.training.losses import IGNORE, DistillationLoss, distillation_loss
 from vltool.training.ranks import Ranks
 from vltool.training.swift_bridge import DataLoaderShard, Seq2SeqTrainer
 from vltool.training.teacher import HeadTap, Teacher, evaluating, gathered
+from vltool.training.vision_kd import FeatureTap, enabled_components, vision_terms
 
 STAGING = ".saving"
 """Folder in the run folder in which a checkpoint is written before it is renamed to its place."""
 
 _NOT_FOR_THE_MODEL = (FACTS, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel")
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What a batch came to."""
+
+    text: DistillationLoss
+    vision: dict[str, Tensor]
+    """The weighted distance of each component, divided by the vision tokens of the optimizer step; {} without."""
+    label_tokens: Any
+    """What the text's loss was divided by."""
+    patches: float
+    """What the vision terms were divided by, in patches."""
+
+    @property
+    def total(self) -> Tensor:
+        """The scalar to differentiate."""
+        return torch.stack((self.text.loss, *self.vision.values())).sum()
 
 
 class Meter:
@@ -42,37 +62,59 @@ class Meter:
         self._kd_plan = kd
         self._sums: Tensor | None = None
         self._kd: Tensor | None = None
+        self._vision: Tensor | None = None
+        self._patches = 0.0
 
-    def add(self, out: DistillationLoss, loss_sum: Tensor, *, with_kd: bool) -> None:
-        """Add a batch. `loss_sum`: its loss times the denominator that the loss was divided by."""
-        sums = torch.stack((loss_sum.detach().double(), out.ce_sum, out.correct, out.tokens))
+    def add(self, out: Losses, *, patches: int, with_kd: bool) -> None:
+        """Add a batch, of whose images there are so many patches; with_kd: count what the teacher said."""
+        text = out.text
+        sums = torch.stack(((text.loss * out.label_tokens).detach(), text.ce_sum, text.correct, text.tokens))
         self._sums = sums if self._sums is None else self._sums + sums
-        if with_kd:
-            kd = torch.stack((out.kd_sum, out.tokens))
-            self._kd = kd if self._kd is None else self._kd + kd
+        if not with_kd:
+            return
+        kd = torch.stack((text.kd_sum, text.tokens))
+        self._kd = kd if self._kd is None else self._kd + kd
+        if out.vision:
+            # A term is a sum over its tokens, so many a patch, divided by those of the step.
+            vision = torch.stack([out.vision[name].detach() * out.patches for name in out.vision])
+            self._vision = vision if self._vision is None else self._vision + vision
+        self._patches += patches
 
     def means(self, ranks: Ranks, *, parts: bool) -> dict[str, float]:
-        """loss, sft_loss, llm_kd_loss (weighted) and token_acc of all processes, each per label token.
+        """loss, sft_loss, token_acc and what the teacher adds, of all processes, each per token.
 
-        parts: take the loss as the sum of its parts, for evaluation, where the divergence is measured
-        on some batches only; otherwise as it was trained on. Empty without any batch.
+        llm_kd_loss and vision_kd_loss are weighted; the latter's components stand beside it. parts: take the
+        text's loss as the sum of its parts, for evaluation, where the divergence is measured on some batches
+        only; otherwise as it was trained on. Empty without any batch.
         """
-        mine = [0.0] * 7
+        plan = self._kd_plan
+        components = () if plan is None or plan.visual is None else enabled_components(plan.visual)
+        mine = [0.0] * (8 + len(components))
         if self._sums is not None:
             mine[:5] = [*self._sums.tolist(), 1.0]
         if self._kd is not None:
-            mine[5:] = self._kd.tolist()
-        loss, ce, correct, tokens, batches, kd, kd_tokens = ranks.total(mine)
+            mine[5:7] = self._kd.tolist()
+        mine[7] = self._patches
+        if self._vision is not None:
+            mine[8:] = self._vision.tolist()
+        loss, ce, correct, tokens, batches, kd, kd_tokens, patches, *vision = ranks.total(mine)
         if not batches:
             return {}
         tokens = max(tokens, 1.0)
         means = {"loss": loss / tokens, "sft_loss": ce / tokens, "token_acc": correct / tokens}
-        plan = self._kd_plan
-        if plan is not None:
-            if kd_tokens:
-                means["llm_kd_loss"] = plan.llm_kd_weight * kd / kd_tokens
-            if parts:
-                means["loss"] = plan.sft_alpha * means["sft_loss"] + means.get("llm_kd_loss", 0.0)
+        if plan is None:
+            return means
+        if kd_tokens and plan.llm_kd_weight > 0.0:
+            means["llm_kd_loss"] = plan.llm_kd_weight * kd / kd_tokens
+        if parts:
+            means["loss"] = plan.sft_alpha * means["sft_loss"] + means.get("llm_kd_loss", 0.0)
+        if components and kd_tokens:
+            beside = {
+                f"vision_kd_loss/{name}": sum_ / max(patches, 1.0)
+                for name, sum_ in zip(components, vision, strict=True)
+            }
+            means |= {"vision_kd_loss": sum(beside.values())} | beside
+            means["loss"] += means["vision_kd_loss"]
         return means
 
 
@@ -85,6 +127,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         distillation: DistillationPlan | None,
         teacher: Teacher | None,
         tap: HeadTap,
+        features: FeatureTap,
         ranks: Ranks,
         blank: BlankImage,
         **kwargs: Any,
@@ -104,6 +147,9 @@ class CaptionTrainer(Seq2SeqTrainer):
         self._distillation = distillation
         self._teacher = teacher
         self._tap = tap
+        self._features = features
+        self._step_patches = 1.0
+        self._patches_a_token = self.accelerator.unwrap_model(self.model).config.vision_config.spatial_merge_size ** 2
         self._ranks = ranks
         self._train_meter = Meter(distillation)
         self._eval_meter = Meter(distillation)
@@ -129,17 +175,19 @@ class CaptionTrainer(Seq2SeqTrainer):
         """The loss of one batch: label tokens' sum, divided by the label tokens of the optimizer step."""
         training = model.training
         runs_kd, counts_kd = self._wants_kd(training)
-        out, denominator = self._loss(model, inputs, num_items_in_batch if training else None, with_kd=runs_kd)
+        out = self._losses(model, inputs, num_items_in_batch if training else None, with_kd=runs_kd)
+        total = out.total
         if not training:
             self._eval_batches += 1
-        elif not out.loss.requires_grad:
+        elif not total.requires_grad:
             raise RunFailed(
                 "the loss does not depend on anything that trains: no gradient would reach the student",
                 "this is a defect of vltool or of its dependencies: please report it with the plan.json",
             )
-        (self._train_meter if training else self._eval_meter).add(out, out.loss * denominator, with_kd=counts_kd)
-        # Gradients are averaged over processes, but the denominator is that of all of them.
-        loss = out.loss * self._ranks.count if training else out.loss
+        meter = self._train_meter if training else self._eval_meter
+        meter.add(out, patches=inputs[FACTS].patches, with_kd=counts_kd)
+        # Gradients are averaged over processes, but the denominators are those of all of them.
+        loss = total * self._ranks.count if training else total
         if training and (penalty := orthogonality(self.accelerator.unwrap_model(model))) is not None:
             # Its gradient only: rows show the loss of the captions, as for every other tuner.
             loss = loss + penalty / self.current_gradient_accumulation_steps
@@ -152,52 +200,79 @@ class CaptionTrainer(Seq2SeqTrainer):
         a teacher in shards has to run on all of them or none.
         """
         plan = self._distillation
-        if plan is None or plan.llm_kd_weight == 0.0:
+        if plan is None or not plan.needs_teacher:
             return False, False
         if training or plan.eval_kd_batches == "all":
             return True, True
         dealt = self._eval_batches * self._ranks.count
         return dealt < plan.eval_kd_batches, dealt + self._ranks.rank < plan.eval_kd_batches
 
-    def _loss(
-        self, model: Any, inputs: Mapping[str, Any], denominator: Any, *, with_kd: bool
-    ) -> tuple[DistillationLoss, Any]:
-        labels_BS = inputs["labels"]
+    def _losses(self, model: Any, inputs: Mapping[str, Any], label_tokens: float | None, *, with_kd: bool) -> Losses:
+        """What a batch comes to. label_tokens: those of the optimizer step; None takes the batch for all of it."""
+        labels_BS, facts, plan = inputs["labels"], inputs[FACTS], self._distillation
         model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
-        hidden_BSH = self._tap.hidden(model, model_inputs)
-        teacher_hidden = teacher_head = None
+        visual = plan.visual if plan is not None and with_kd else None
+        with self._features.listening() as student:
+            hidden_BSH = self._tap.hidden(model, model_inputs)
+        teacher_hidden_NH = teacher_head_VH = taught = None
         if with_kd:
+            assert plan is not None
             assert self._teacher is not None
-            teacher_hidden_BSH, teacher_head = self._teacher.hidden_and_head(model_inputs)
-            teacher_hidden = teacher_hidden_BSH[:, :-1].flatten(0, 1)
-        if denominator is None:
-            denominator = (labels_BS[:, 1:] != IGNORE).sum().clamp(min=1)
-        plan = self._distillation
-        head = self._tap.weight()
-        with gathered(head, teacher_head):
-            out = distillation_loss(
+            if plan.llm_kd_weight > 0.0:
+                teacher_hidden_BSH, teacher_head_VH, taught = self._teacher.all(model_inputs)
+                teacher_hidden_NH = teacher_hidden_BSH[:, :-1].flatten(0, 1)
+            else:
+                with self.accelerator.autocast():
+                    taught = self._teacher.features(model_inputs)
+        patches = self._step_patches if label_tokens is not None else max(facts.patches, 1)
+        vision: dict[str, Tensor] = {}
+        if visual is not None and taught is not None:
+            vision = vision_terms(student, taught, visual, patches=patches, merged=patches / self._patches_a_token)
+            if not facts.patches:
+                # The image is a blank one, and counts nowhere.
+                vision = {name: term * 0.0 for name, term in vision.items()}
+        if label_tokens is None:
+            label_tokens = (labels_BS[:, 1:] != IGNORE).sum().clamp(min=1)
+        head_VH = self._tap.weight()
+        with gathered(head_VH, teacher_head_VH):
+            text = distillation_loss(
                 hidden_BSH[:, :-1].flatten(0, 1),
                 labels_BS[:, 1:].flatten(),
-                head,
-                teacher_hidden_NH=teacher_hidden,
-                teacher_head_VH=teacher_head,
+                head_VH,
+                teacher_hidden_NH=teacher_hidden_NH,
+                teacher_head_VH=teacher_head_VH,
                 beta=0.5 if plan is None else plan.beta,
                 temperature=1.0 if plan is None else plan.kd_temperature,
                 ce_weight=1.0 if plan is None else plan.sft_alpha,
                 kd_weight=0.0 if plan is None else plan.llm_kd_weight,
-                denominator=denominator,
+                denominator=label_tokens,
                 chunk_tokens=512 if hidden_BSH.is_cuda else 128,
             )
-        return out, denominator
+        return Losses(text=text, vision=vision, label_tokens=label_tokens, patches=patches)
 
     def measure(self, batch: Mapping[str, Any]) -> tuple[float, float | None]:
         """Cross entropy and divergence per label token of a batch, without training on it."""
         wants_kd, _ = self._wants_kd(training=True)
         model = self.model_wrapped
         with torch.no_grad(), evaluating(model), self.accelerator.autocast():
-            out, _ = self._loss(model, self._prepare_inputs(dict(batch)), None, with_kd=wants_kd)
-        tokens = float(out.tokens)
-        return float(out.ce_sum) / tokens, float(out.kd_sum) / tokens if wants_kd else None
+            text = self._losses(model, self._prepare_inputs(dict(batch)), None, with_kd=wants_kd).text
+        tokens = float(text.tokens)
+        return float(text.ce_sum) / tokens, float(text.kd_sum) / tokens if wants_kd else None
+
+    def vision_gradients(self, batch: Mapping[str, Any]) -> dict[Tower, float]:
+        """Norm of the gradient that the vision terms alone bring to each tower that trains, of a batch."""
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        norms: dict[Tower, float] = dict.fromkeys((tower_of(name) for name, _ in named), 0.0)
+        # The model itself: a wrapper would wait for the rest of a training step.
+        with evaluating(self.model), self.accelerator.autocast():
+            vision = self._losses(self.model, self._prepare_inputs(dict(batch)), None, with_kd=True).vision
+        total = torch.stack(list(vision.values())).sum()
+        if total.requires_grad:
+            gradients = torch.autograd.grad(total, [p for _, p in named], allow_unused=True)
+            for (name, _), gradient in zip(named, gradients, strict=True):
+                if gradient is not None:
+                    norms[tower_of(name)] += float(gradient.norm())
+        return norms
 
     # --- data -------------------------------------------------------------------------------------
 
@@ -253,17 +328,18 @@ class CaptionTrainer(Seq2SeqTrainer):
         """
         batches = list(islice(epoch_iterator, num_batches))
         facts = [batch[FACTS] for batch in batches]
-        tokens, images, problems = self._ranks.total(
+        tokens, patches, problems = self._ranks.total(
             [
                 sum(fact.label_tokens for fact in facts),
-                sum(fact.has_image for fact in facts),
+                sum(fact.patches for fact in facts),
                 sum(len(fact.problems) for fact in facts),
             ]
         )
         if problems:
             mine = [problem for fact in facts for problem in fact.problems]
             raise BadContent(problem for theirs in self._ranks.gather(mine) for problem in theirs)
-        self.saw_images = images > 0
+        self.saw_images = patches > 0
+        self._step_patches = max(patches, 1.0)
         return batches, max(tokens, 1.0)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:

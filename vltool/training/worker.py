@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
@@ -27,6 +28,7 @@ from vltool.training.probe import Probe
 from vltool.training.ranks import Ranks, meet
 from vltool.training.teacher import AdaptersOff, FrozenCopy, HeadTap, Teacher
 from vltool.training.trainer import CaptionTrainer
+from vltool.training.vision_kd import FeatureTap
 
 
 def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str, Any]:
@@ -45,13 +47,14 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
     train_set = CaptionDataset(
         Path(plan.data.train_jsonl), **plan.data.reading(validation=False), skip=plan.data.skip_train
     )
+    _require_a_step(plan, len(train_set))
     reporter.stage("loading the model")
     with logs_into(run_dir if ranks.is_first else None, show=plan.debug) as warnings_file:
         try:
             prepared = swift_bridge.build(plan, records=len(train_set))
         except (InvalidInput, MissingOnHost):
             # ms-swift makes the folder while it looks at its arguments.
-            if not existed and run_dir.is_dir() and not any(run_dir.iterdir()):
+            if ranks.is_first and not existed and run_dir.is_dir() and not any(run_dir.iterdir()):
                 run_dir.rmdir()
             raise
         warnings_file.begin()
@@ -60,6 +63,7 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
             write_atomically(run_dir / PLAN_FILE_NAME, plan.to_json())
             write_atomically(run_dir / "resolved.yaml", resolved_yaml.encode())
             write_atomically(run_dir / "manifest.json", to_json(make_manifest(plan)))
+        _require_shared(run_dir, ranks)
         try:
             outcome = _Run(plan, prepared, train_set, evidence, ranks, reporter).train()
         except VltoolError as error:
@@ -70,6 +74,34 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
                 evidence.write(run_dir)
     ranks.end()
     return outcome
+
+
+def _require_a_step(plan: RunPlan, records: int) -> None:
+    """Raise InvalidInput when every record would be dropped."""
+    together = plan.arguments.get("per_device_train_batch_size", 1) * plan.launch.processes
+    if plan.arguments.get("dataloader_drop_last") and records < together:
+        at = plan.origins.get("dataloader_drop_last")
+        raise InvalidInput(
+            f"{at}: {records} records make no batch of {together} "
+            f"({together // plan.launch.processes} on each of {plan.launch.processes} processes), and would be dropped",
+            "write dataloader_drop_last: false, or a smaller batch",
+        )
+
+
+def _require_shared(run_dir: Path, ranks: Ranks) -> None:
+    """Raise RunFailed when a process does not see the first one's run folder, in which checkpoints come together."""
+    sign = run_dir / ranks.gather(f".seen-{uuid4().hex}")[0]
+    if ranks.is_first:
+        sign.touch()
+    ranks.wait()
+    blind = [str(rank) for rank, sees in enumerate(ranks.gather(sign.is_file())) if not sees]
+    if ranks.is_first:
+        sign.unlink()
+    if blind:
+        raise RunFailed(
+            f"processes {', '.join(blind)} do not see the run folder {run_dir} of process 0",
+            "name a folder that all nodes share in training.output_dir",
+        )
 
 
 class _Run:
@@ -91,6 +123,7 @@ class _Run:
         self._evidence = evidence
         self._ranks = ranks
         self._reporter = reporter
+        self._zero_stage = zero_stage(plan.arguments.get("deepspeed"))
 
     def train(self) -> dict[str, Any]:
         """Audit, train, and say what it came to."""
@@ -131,8 +164,13 @@ class _Run:
             probe.measure_after()
             self._compare_copies(trainer)
             step_audit.look_at_frozen(trainer.state.global_step)
+            distillation = self._plan.distillation
+            # In shards, gradients are no one process's to look at.
+            if distillation is not None and distillation.visual is not None and self._zero_stage < 3:
+                probe.measure_vision()
             probe.save(self._run_dir, writes=self._ranks.is_first)
         self._tap.close()
+        self._features.close()
         self._evidence.finished = stop.signal is None
         return {
             "step": trainer.state.global_step,
@@ -143,7 +181,7 @@ class _Run:
 
     def _compare_copies(self, trainer: CaptionTrainer) -> None:
         """Look whether the trained weights are the same on all processes, where each holds all of them."""
-        if self._ranks.count == 1 or zero_stage(self._plan.arguments.get("deepspeed")) == 3:
+        if self._ranks.count == 1 or self._zero_stage == 3:
             return
         first, *others = self._ranks.gather(fingerprints(trainer.model, trainable=True))
         self._evidence.ranks_differ = sorted(
@@ -170,16 +208,16 @@ class _Run:
     def _trainer(self) -> tuple[CaptionTrainer, list[EncodedRecords]]:
         """The trainer and the records that it trains and, if there are any, evaluates on."""
         plan, prepared = self._plan, self._prepared
-        encode = swift_bridge.encoder(prepared)
-        records = [EncodedRecords(self._train_set, encode)]
+        encode, blank = swift_bridge.encoder(prepared), swift_bridge.blank_image(prepared)
+        records = [EncodedRecords(self._train_set, encode, blank)]
         if plan.data.val_jsonl is not None:
             val_set = CaptionDataset(
                 Path(plan.data.val_jsonl), **plan.data.reading(validation=True), skip=plan.data.skip_val
             )
-            records.append(EncodedRecords(val_set, encode))
+            records.append(EncodedRecords(val_set, encode, blank))
         if plan.dump_conversation is not None and self._ranks.is_first:
             swift_bridge.dump_conversation(prepared, records[0][0], Path(plan.dump_conversation))
-        self._tap = HeadTap(prepared.model)
+        self._tap, self._features = HeadTap(prepared.model), FeatureTap(prepared.model)
         trainer = CaptionTrainer(
             model=prepared.model,
             args=prepared.training_arguments,
@@ -189,17 +227,18 @@ class _Run:
             distillation=plan.distillation,
             teacher=self._teacher(),
             tap=self._tap,
+            features=self._features,
             ranks=self._ranks,
-            blank=swift_bridge.blank_image(prepared),
+            blank=blank,
         )
         return trainer, records
 
     def _teacher(self) -> Teacher | None:
         distillation = self._plan.distillation
-        if distillation is None or distillation.llm_kd_weight == 0.0:
+        if distillation is None or not distillation.needs_teacher:
             return None
         if distillation.teacher == "adapters_off":
-            return AdaptersOff(self._prepared.model, self._tap)
+            return AdaptersOff(self._prepared.model, self._tap, self._features)
         self._reporter.stage("loading the teacher")
         return FrozenCopy(swift_bridge.build_teacher(self._plan, self._prepared))
 
