@@ -155,7 +155,7 @@ def test_a_teacher_that_differs(judged, tiny, tmp_path):
 
 
 def test_a_nan_in_a_metric(judged, monkeypatch):
-    from vltool.training.trainer import Meter
+    from vltool.training.meter import Meter
 
     real = Meter.means
 
@@ -183,7 +183,7 @@ def test_a_checkpoint_that_is_not_the_trained_model(judged, monkeypatch):
 
 
 def test_metrics_whose_parts_do_not_add_up(judged, monkeypatch):
-    from vltool.training.trainer import Meter
+    from vltool.training.meter import Meter
 
     real = Meter.means
 

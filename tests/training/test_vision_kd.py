@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 import torch
 
 from vltool.checkpoint.architecture import tower_of
-from vltool.run.plan import FeatureTermPlan, VisualPlan
+from vltool.run.distillation import FeatureTermPlan, VisualPlan
 from vltool.training.vision_kd import FeatureTap, feature_distance, vision_terms
 
 DISTANCES = ("mse", "cosine")

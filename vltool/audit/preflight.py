@@ -10,8 +10,8 @@ from vltool.checkpoint.census import take_census
 from vltool.data.dataset import scan
 from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, InvalidInput, Problem
-from vltool.run.launch import Reporter
 from vltool.run.plan import RunPlan
+from vltool.run.reporter import Reporter
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SHOWN = 20

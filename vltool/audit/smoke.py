@@ -17,8 +17,8 @@ from vltool.errors import BadContent, InvalidInput, RunFailed
 from vltool.recipe.validate import load_recipe
 from vltool.run import launch
 from vltool.run.evidence import to_json
-from vltool.run.launch import Reporter
 from vltool.run.plan import RunPlan, make_plan
+from vltool.run.reporter import Reporter
 
 DEMO_JSONL = Path(__file__).parents[1] / "data" / "demo" / "photos.jsonl"
 """Six photographs with boxes, polygons and polylines."""

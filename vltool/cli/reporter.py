@@ -22,7 +22,7 @@ _SHOWN_METRICS = (
 
 
 class RunReporter:
-    """Shows stages, tables, rows and warnings of a run (see `vltool.run.launch.Reporter`)."""
+    """Shows stages, tables, rows and warnings of a run (see `vltool.run.reporter.Reporter`)."""
 
     def __init__(self, output: Output, *, quiet: bool = False) -> None:
         self._output = output

@@ -12,23 +12,23 @@ import msgspec
 from msgspec import Struct
 
 from vltool import __version__
-from vltool.checkpoint.architecture import Architecture, read_architecture
+from vltool.checkpoint.architecture import Architecture
 from vltool.data.conversation import Prompts
 from vltool.errors import InvalidInput, Problem
 from vltool.recipe.schema import Recipe, Tuner
 from vltool.recipe.swift_keys import swift_table
 from vltool.run import unsupported
 from vltool.run.arguments import TunerPlan, last_blocks_regex, swift_arguments, tuner_arguments
+from vltool.run.bases import read_checkpoint
 from vltool.run.chain import read_chain
 from vltool.run.deepspeed import deepspeed_config
+from vltool.run.distillation import DistillationPlan, distillation_plan
 from vltool.run.evidence import to_json
 from vltool.run.folder import choose_folder
 from vltool.run.merge import MergePlan, read_merge
 from vltool.run.ranks import LaunchPlan, launch_plan
 from vltool.run.resume import check_resume
 
-ADDITIVE_STARTS = ("true", "True", "gaussian")
-"""Values of `init_weights` that leave the base's own weights as they are."""
 SILENT_RESIZERS = ("MAX_PIXELS", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "IMAGE_MIN_TOKEN_NUM", "SPATIAL_MERGE_SIZE")
 """Environment variables by which the training stack resizes images without a word."""
 
@@ -63,41 +63,6 @@ class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "sample_limit": self.val_sample_limit if validation else self.train_sample_limit,
             "root": None if self.image_root is None else Path(self.image_root),
         }
-
-
-class FeatureTermPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How one component of the vision tower is held to the teacher's."""
-
-    weight: float
-    distance: Literal["mse", "cosine"]
-
-
-class VisualPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Distillation of vision features (see `vltool.training.vision_kd`); None for a component that is not."""
-
-    vit: FeatureTermPlan | None
-    aligner: FeatureTermPlan | None
-    deepstack: FeatureTermPlan | None
-
-
-class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The teacher and the weights of the loss (see `vltool.training.losses`)."""
-
-    teacher: Literal["adapters_off", "copy"]
-    """`adapters_off`: the student with its adapters disabled is the teacher; `copy`: a second, frozen model."""
-    teacher_model: str
-    teacher_model_type: str
-    beta: float
-    sft_alpha: float
-    llm_kd_weight: float
-    kd_temperature: float
-    eval_kd_batches: int | Literal["all"]
-    visual: VisualPlan | None = None
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether anything is compared with a teacher."""
-        return self.llm_kd_weight > 0.0 or self.visual is not None
 
 
 class SavePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -171,7 +136,7 @@ def make_plan(
     """
     env = recipe.launch.env | dict(os.environ if env is None else env)
     problems = [*unsupported.problems(recipe), *_environment(recipe, env)]
-    architecture = _checkpoint(recipe, "model.model", recipe.model.model, problems)
+    architecture = read_checkpoint(recipe, "model.model", recipe.model.model, problems)
     if not to_show:
         _absent_files(recipe, problems)
     if not recipe.custom.user_prompt:
@@ -185,7 +150,7 @@ def make_plan(
     deepspeed = deepspeed_config(recipe, problems)
     tuner = _tuner(recipe, architecture, arguments, problems)
     merge = _merge(recipe, architecture, run_dir, problems)
-    distillation = _distillation(recipe, architecture, tuner, arguments, problems)
+    distillation = distillation_plan(recipe, _base(recipe), architecture, tuner, arguments, problems)
     if problems:
         raise InvalidInput(problems)
 
@@ -265,18 +230,6 @@ def _own_origins(recipe: Recipe) -> dict[str, str]:
 
 def _smaller(*limits: int | None) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _checkpoint(recipe: Recipe, key: str, folder: str | None, problems: list[Problem]) -> Architecture | None:
-    where = recipe.where(key)
-    if folder is None:
-        problems.append(Problem(f"{key} is missing", "name the folder of the base checkpoint", where))
-        return None
-    try:
-        return read_architecture(Path(folder))
-    except InvalidInput as error:
-        problems.extend(Problem(f"{key}: {problem.what}", problem.do, where) for problem in error.problems)
-        return None
 
 
 def _absent_files(recipe: Recipe, problems: list[Problem]) -> None:
@@ -366,61 +319,3 @@ def _merge(
     except InvalidInput as error:
         problems.extend(error.problems)
         return None
-
-
-def _distillation(
-    recipe: Recipe,
-    architecture: Architecture | None,
-    tuner: TunerPlan,
-    arguments: dict[str, Any],
-    problems: list[Problem],
-) -> DistillationPlan | None:
-    rlhf = recipe.rlhf
-    if rlhf.rlhf_type is None:
-        return None
-    # Without a word on it the teacher is the recipe's base, which a merged stage has moved away from.
-    wanted = recipe.model.model if rlhf.teacher_model is None else rlhf.teacher_model
-    same = _same_folder(wanted, _base(recipe))
-    teacher = architecture
-    if not same and rlhf.teacher_model is not None:
-        teacher = _checkpoint(recipe, "rlhf.teacher_model", rlhf.teacher_model, problems)
-        if teacher and architecture and teacher.vocab_size != architecture.vocab_size:
-            problems.append(
-                Problem(
-                    f"the teacher's vocabulary has {teacher.vocab_size} entries, "
-                    f"the student's {architecture.vocab_size}",
-                    "distillation compares them entry by entry: use a teacher of the same family",
-                    recipe.where("rlhf.teacher_model"),
-                )
-            )
-    # Disabling an adapter that moved the base's own weights does not give them back: PiSSA, `lora_bias: all`.
-    plain = arguments.get("lora_bias", "none") == "none" and arguments.get("init_weights", "true") in ADDITIVE_STARTS
-    restores = tuner.tuner_type != "full" and plain
-    return DistillationPlan(
-        teacher="adapters_off" if same and restores else "copy",
-        teacher_model=str(_base(recipe) if same else wanted),
-        teacher_model_type=rlhf.teacher_model_type or (teacher.model_type if teacher else ""),
-        beta=rlhf.beta,
-        sft_alpha=rlhf.sft_alpha,
-        llm_kd_weight=rlhf.llm_kd_weight,
-        kd_temperature=rlhf.kd_temperature,
-        eval_kd_batches=rlhf.eval_kd_batches,
-        visual=_visual(recipe),
-    )
-
-
-def _visual(recipe: Recipe) -> VisualPlan | None:
-    visual = recipe.custom.visual_kd
-    if not visual.enabled:
-        return None
-    terms = {
-        name: FeatureTermPlan(weight=term.weight, distance=term.distance) if term.enabled and term.weight else None
-        for name, term in (("vit", visual.vit), ("aligner", visual.aligner), ("deepstack", visual.deepstack))
-    }
-    return VisualPlan(**terms) if any(terms.values()) else None
-
-
-def _same_folder(first: str | None, second: str | None) -> bool:
-    if first is None or second is None:
-        return False
-    return first == second or Path(first).resolve() == Path(second).resolve()

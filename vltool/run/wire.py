@@ -24,7 +24,7 @@ names are those of a reporter's methods."""
 
 
 class Sender:
-    """A process's end; also its reporter (see `vltool.run.launch.Reporter`): of all, the first process speaks."""
+    """A process's end; also its reporter (see `vltool.run.reporter.Reporter`): of all, the first process speaks."""
 
     def __init__(self, address: str, *, rank: int) -> None:
         self._rank = rank

@@ -16,8 +16,8 @@ from vltool.checkpoint.architecture import Tower, tower_of
 from vltool.errors import Problem, RunFailed
 from vltool.run import telemetry
 from vltool.run.evidence import Evidence, TowerRow
-from vltool.run.launch import Reporter
 from vltool.run.plan import SavePlan
+from vltool.run.reporter import Reporter
 from vltool.training.freeze import GradientAudit, fingerprints
 from vltool.training.ranks import Ranks
 from vltool.training.trainer import CaptionTrainer

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vltool.run.plan import VisualPlan
+from vltool.run.distillation import VisualPlan
 
 Distance = Literal["mse", "cosine"]
 

@@ -14,9 +14,9 @@ from vltool.errors import InvalidInput, MissingOnHost, RunFailed, VltoolError
 from vltool.run.deepspeed import zero_stage
 from vltool.run.evidence import Evidence, to_json, write_atomically
 from vltool.run.folder import PLAN_FILE_NAME
-from vltool.run.launch import Reporter
 from vltool.run.manifest import make_manifest
 from vltool.run.plan import RunPlan
+from vltool.run.reporter import Reporter
 from vltool.training import swift_bridge
 from vltool.training.agreement import agree
 from vltool.training.callbacks import Finite, Saving, StepAudit, Stop, Telemetry

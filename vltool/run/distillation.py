@@ -1,0 +1,116 @@
+"""The recipe's teacher: whose it is, and how much its logits and features weigh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from vltool.checkpoint.architecture import Architecture
+from vltool.errors import Problem
+from vltool.recipe.schema import Recipe
+from vltool.run.arguments import TunerPlan
+from vltool.run.bases import read_checkpoint
+
+_ADDITIVE_STARTS = ("true", "True", "gaussian")
+"""Values of `init_weights` that leave the base's own weights as they are."""
+
+
+class FeatureTermPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one component of the vision tower is held to the teacher's."""
+
+    weight: float
+    distance: Literal["mse", "cosine"]
+
+
+class VisualPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Distillation of vision features (see `vltool.training.vision_kd`); None for a component that is not."""
+
+    vit: FeatureTermPlan | None
+    aligner: FeatureTermPlan | None
+    deepstack: FeatureTermPlan | None
+
+
+class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The teacher and the weights of the loss (see `vltool.training.losses`)."""
+
+    teacher: Literal["adapters_off", "copy"]
+    """`adapters_off`: the student with its adapters disabled is the teacher; `copy`: a second, frozen model."""
+    teacher_model: str
+    teacher_model_type: str
+    beta: float
+    sft_alpha: float
+    llm_kd_weight: float
+    kd_temperature: float
+    eval_kd_batches: int | Literal["all"]
+    visual: VisualPlan | None = None
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether anything is compared with a teacher."""
+        return self.llm_kd_weight > 0.0 or self.visual is not None
+
+
+def distillation_plan(
+    recipe: Recipe,
+    base: str | None,
+    architecture: Architecture | None,
+    tuner: TunerPlan,
+    arguments: dict[str, Any],
+    problems: list[Problem],
+) -> DistillationPlan | None:
+    """Who teaches, and what that weighs; None without distillation.
+
+    base: the folder of this run's base; architecture: the recipe's base's. Appends to `problems` a teacher that
+    cannot be compared with the student.
+    """
+    rlhf = recipe.rlhf
+    if rlhf.rlhf_type is None:
+        return None
+    # Without a word on it the teacher is the recipe's base, which a merged stage has moved away from.
+    wanted = recipe.model.model if rlhf.teacher_model is None else rlhf.teacher_model
+    same = _same_folder(wanted, base)
+    teacher = architecture
+    if not same and rlhf.teacher_model is not None:
+        teacher = read_checkpoint(recipe, "rlhf.teacher_model", rlhf.teacher_model, problems)
+        if teacher and architecture and teacher.vocab_size != architecture.vocab_size:
+            problems.append(
+                Problem(
+                    f"the teacher's vocabulary has {teacher.vocab_size} entries, "
+                    f"the student's {architecture.vocab_size}",
+                    "distillation compares them entry by entry: use a teacher of the same family",
+                    recipe.where("rlhf.teacher_model"),
+                )
+            )
+    # Disabling an adapter that moved the base's own weights does not give them back: PiSSA, `lora_bias: all`.
+    plain = arguments.get("lora_bias", "none") == "none" and arguments.get("init_weights", "true") in _ADDITIVE_STARTS
+    restores = tuner.tuner_type != "full" and plain
+    return DistillationPlan(
+        teacher="adapters_off" if same and restores else "copy",
+        teacher_model=str(base if same else wanted),
+        teacher_model_type=rlhf.teacher_model_type or (teacher.model_type if teacher else ""),
+        beta=rlhf.beta,
+        sft_alpha=rlhf.sft_alpha,
+        llm_kd_weight=rlhf.llm_kd_weight,
+        kd_temperature=rlhf.kd_temperature,
+        eval_kd_batches=rlhf.eval_kd_batches,
+        visual=_visual(recipe),
+    )
+
+
+def _visual(recipe: Recipe) -> VisualPlan | None:
+    visual = recipe.custom.visual_kd
+    if not visual.enabled:
+        return None
+    terms = {
+        name: FeatureTermPlan(weight=term.weight, distance=term.distance) if term.enabled and term.weight else None
+        for name, term in (("vit", visual.vit), ("aligner", visual.aligner), ("deepstack", visual.deepstack))
+    }
+    return VisualPlan(**terms) if any(terms.values()) else None
+
+
+def _same_folder(first: str | None, second: str | None) -> bool:
+    if first is None or second is None:
+        return False
+    return first == second or Path(first).resolve() == Path(second).resolve()
