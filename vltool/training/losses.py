@@ -1,11 +1,15 @@
 """Cross entropy and distillation divergence from hidden states, with no full logits.
 
-Suffixes: N label positions, H hidden size, V vocabulary.
+Suffixes: N label positions, H hidden size, V vocabulary, K of a truncated teacher's tokens, G groups, C a chunk.
 
 Student logits s, teacher logits t, temperature τ: p = softmax(t/τ), q = softmax(s/τ), in fp32.
 β = 0: KL(p‖q); β = 1: KL(q‖p); between, with m = β·p + (1−β)·q: β·KL(p‖m) + (1−β)·KL(q‖m).
 Source: Agarwal et al., "On-Policy Distillation of Language Models" (2306.13649), eq. 1; the
 convention of β is that of TRL and ms-swift.
+
+A truncated teacher knows log p of K tokens a position. It and the student become distributions over K + 1
+categories, the last of which holds all other tokens: the divergence of those is at most that of the whole
+ones, and equal to it for K = V.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from torch.autograd.function import once_differentiable
 
 _MAX_EXPONENT = 80.0
 """Largest x at which exp(x) is far from fp32's limit."""
+_LEAST_MASS = 1e-12
+"""Of what a truncated teacher leaves to other tokens: rounding may leave less than nothing."""
 IGNORE = -100
 """Label of positions that no loss sees."""
 
@@ -40,6 +46,8 @@ class DistillationLoss:
     """Positions at which the student's likeliest token is the label."""
     tokens: Tensor
     """Positions whose label is not `IGNORE`."""
+    groups: Tensor | None = None
+    """[G, 5]: ce_sum, kd_sum, entropy_sum, correct and tokens of each group; None without `group_N`."""
 
 
 def distillation_loss(
@@ -49,11 +57,14 @@ def distillation_loss(
     *,
     teacher_hidden_NH: Tensor | None = None,
     teacher_head_VH: Tensor | None = None,
+    teacher_topk: tuple[Tensor, Tensor] | None = None,
     beta: float = 0.5,
     temperature: float = 1.0,
     ce_weight: float = 1.0,
     kd_weight: float = 1.0,
     ce_mask_N: Tensor | None = None,
+    group_N: Tensor | None = None,
+    group_count: int | None = None,
     denominator: Tensor | float | None = None,
     chunk_tokens: int = 256,
 ) -> DistillationLoss:
@@ -64,14 +75,19 @@ def distillation_loss(
     student_hidden_NH, teacher_hidden_NH: last hidden states, any float dtype; the teacher's may have
         another hidden size, with its own head of the same vocabulary. Without a teacher kd_sum is 0.
     student_head_VH, teacher_head_VH: weights of the language heads; an adapted head is passed merged.
+    teacher_topk: in place of those, (logprobs_NK, ids_NK): log p of K different tokens a position, at
+        `temperature`. With K = V they are the whole teacher.
     ce_mask_N: bool; positions that are False are left out of the cross entropy, not of the divergence.
+    group_N: int64, from 0; the sums are given for each of `group_count` groups too (by default one more than
+        the largest, for which the device is waited for).
     denominator: what the sums are divided by; by default the number of label positions here. A
         training step passes the number of the whole optimizer step, so that micro-batches add up.
 
     Differentiable once in student_hidden_NH and, when it requires grad, in student_head_VH; gradients
     are made inside the forward chunk, so no [N, V] tensor outlives one. Without any label position the
     loss is an exact zero that is still connected to student_hidden_NH.
-    Raises ValueError for a β outside [0, 1], a temperature that is not positive, or shapes that differ.
+    Raises ValueError for a β outside [0, 1], a temperature that is not positive, shapes that differ, or two
+    teachers.
     """
     if not 0.0 <= beta <= 1.0:
         raise ValueError(f"beta must lie in [0, 1], got {beta}")
@@ -83,6 +99,13 @@ def distillation_loss(
         raise ValueError(f"{student_hidden_NH.shape[0]} hidden states, but {labels_N.shape[0]} labels")
     if (teacher_hidden_NH is None) != (teacher_head_VH is None):
         raise ValueError("a teacher is its hidden states and its head: pass both or neither")
+    if teacher_topk is not None and teacher_hidden_NH is not None:
+        raise ValueError("a teacher is its hidden states and head, or its likeliest tokens, not both")
+    if teacher_topk is not None and not (
+        teacher_topk[0].shape == teacher_topk[1].shape and len(teacher_topk[0]) == labels_N.shape[0]
+    ):
+        shapes = f"{tuple(teacher_topk[0].shape)} log-probabilities, {tuple(teacher_topk[1].shape)} ids"
+        raise ValueError(f"{shapes}, but {labels_N.shape[0]} labels")
     if teacher_hidden_NH is not None and teacher_hidden_NH.shape[0] != labels_N.shape[0]:
         raise ValueError(f"{teacher_hidden_NH.shape[0]} teacher states, but {labels_N.shape[0]} labels")
     if teacher_head_VH is not None and teacher_head_VH.shape[0] != student_head_VH.shape[0]:
@@ -91,19 +114,32 @@ def distillation_loss(
         )
 
     positions = (labels_N != IGNORE).nonzero().squeeze(-1)
+
+    def chosen(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else tensor.detach().index_select(0, positions)
+
     if denominator is None:
         denominator = float(max(positions.numel(), 1))
-    settings = _Settings(beta, temperature, ce_weight, kd_weight, chunk_tokens)
-    loss, ce_sum, kd_sum, entropy_sum, correct = _FusedLoss.apply(
+    if group_N is not None and group_count is None:
+        group_count = int(group_N.max()) + 1 if group_N.numel() else 0
+    settings = _Settings(beta, temperature, ce_weight, kd_weight, chunk_tokens, group_count or 0)
+    known = (None, None) if teacher_topk is None else teacher_topk
+    loss, sums, groups = _FusedLoss.apply(
         student_hidden_NH.index_select(0, positions),
         student_head_VH,
         labels_N.index_select(0, positions),
-        None if teacher_hidden_NH is None else teacher_hidden_NH.detach().index_select(0, positions),
-        None if teacher_head_VH is None else teacher_head_VH.detach(),
-        None if ce_mask_N is None else ce_mask_N.index_select(0, positions),
+        _Teacher(
+            hidden=chosen(teacher_hidden_NH),
+            head=None if teacher_head_VH is None else teacher_head_VH.detach(),
+            logprobs=chosen(known[0]),
+            ids=chosen(known[1]),
+        ),
+        chosen(ce_mask_N),
+        chosen(group_N),
         torch.as_tensor(denominator, dtype=torch.float64, device=student_hidden_NH.device),
         settings,
     )
+    ce_sum, kd_sum, entropy_sum, correct = sums.unbind()
     return DistillationLoss(
         loss=loss,
         ce_sum=ce_sum,
@@ -111,6 +147,7 @@ def distillation_loss(
         entropy_sum=entropy_sum,
         correct=correct,
         tokens=(labels_N != IGNORE).sum().double(),
+        groups=None if group_N is None else groups,
     )
 
 
@@ -121,6 +158,22 @@ class _Settings:
     ce_weight: float
     kd_weight: float
     chunk_tokens: int
+    group_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Teacher:
+    """Hidden states [N, H] and head [V, H], or log-probabilities and ids of the likeliest tokens [N, K], or nothing."""
+
+    hidden: Tensor | None
+    head: Tensor | None
+    logprobs: Tensor | None
+    ids: Tensor | None
+
+    def at(self, rows: slice) -> _Teacher:
+        """The same at some positions."""
+        hidden, logprobs, ids = (None if t is None else t[rows] for t in (self.hidden, self.logprobs, self.ids))
+        return _Teacher(hidden, self.head, logprobs, ids)
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -130,9 +183,9 @@ class _FusedLoss(torch.autograd.Function):
         hidden_NH: Tensor,
         head_VH: Tensor,
         labels_N: Tensor,
-        teacher_hidden_NH: Tensor | None,
-        teacher_head_VH: Tensor | None,
+        teacher: _Teacher,
         ce_mask_N: Tensor | None,
+        group_N: Tensor | None,
         denominator: Tensor,
         settings: _Settings,
     ) -> tuple[Tensor, ...]:
@@ -141,22 +194,23 @@ class _FusedLoss(torch.autograd.Function):
         grad_hidden_NH = torch.zeros_like(hidden_NH) if wants_hidden else None
         grad_head_VH = torch.zeros_like(head_VH, dtype=torch.float32) if wants_head else None
         sums = torch.zeros(4, dtype=torch.float64, device=hidden_NH.device)
+        groups_G5 = torch.zeros(settings.group_count, 5, dtype=torch.float64, device=hidden_NH.device)
 
         with torch.autocast(hidden_NH.device.type, enabled=False):
             for start in range(0, hidden_NH.shape[0], settings.chunk_tokens):
                 rows = slice(start, start + settings.chunk_tokens)
-                teacher_logits_CV = None
-                if teacher_hidden_NH is not None and teacher_head_VH is not None:
-                    teacher_logits_CV = _logits(teacher_hidden_NH[rows], teacher_head_VH)
-                part, grad_logits_CV = _chunk(
+                values_C4, grad_logits_CV = _chunk(
                     _logits(hidden_NH[rows], head_VH),
                     labels_N[rows],
-                    teacher_logits_CV,
+                    teacher.at(rows),
                     None if ce_mask_N is None else ce_mask_N[rows],
                     settings,
                     wants_grad=wants_hidden or wants_head,
                 )
-                sums += part
+                sums += values_C4.sum(0)
+                if group_N is not None:
+                    groups_G5[:, :4].index_add_(0, group_N[rows], values_C4)
+                    groups_G5[:, 4].index_add_(0, group_N[rows], torch.ones_like(values_C4[:, 0]))
                 if grad_logits_CV is not None:
                     grad_logits_CV = (grad_logits_CV / denominator).to(head_VH.dtype)
                     if grad_hidden_NH is not None:
@@ -165,10 +219,9 @@ class _FusedLoss(torch.autograd.Function):
                         grad_head_VH += (grad_logits_CV.T @ hidden_NH[rows].to(head_VH.dtype)).float()
 
         ctx.save_for_backward(grad_hidden_NH, None if grad_head_VH is None else grad_head_VH.to(head_VH.dtype))
-        ce_sum, kd_sum, entropy_sum, correct = sums.unbind()
-        loss = (settings.ce_weight * ce_sum + settings.kd_weight * kd_sum) / denominator
-        ctx.mark_non_differentiable(ce_sum, kd_sum, entropy_sum, correct)
-        return loss, ce_sum, kd_sum, entropy_sum, correct
+        loss = (settings.ce_weight * sums[0] + settings.kd_weight * sums[1]) / denominator
+        ctx.mark_non_differentiable(sums, groups_G5)
+        return loss, sums, groups_G5
 
     @staticmethod
     @once_differentiable
@@ -190,13 +243,13 @@ def _logits(hidden_CH: Tensor, head_VH: Tensor) -> Tensor:
 def _chunk(
     logits_CV: Tensor,
     labels_C: Tensor,
-    teacher_logits_CV: Tensor | None,
+    teacher: _Teacher,
     ce_mask_C: Tensor | None,
     settings: _Settings,
     *,
     wants_grad: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Sums (ce, kd, entropy, correct) of one chunk, and the gradient of ce_weight·ce + kd_weight·kd by its logits."""
+    """ce, kd, entropy and correct [C, 4] in float64, and the gradient of ce_weight·ce + kd_weight·kd by the logits."""
     logprobs_CV = logits_CV.log_softmax(-1)
     probs_CV = logprobs_CV.exp()
     ce_C = -logprobs_CV.gather(-1, labels_C[:, None]).squeeze(-1)
@@ -207,24 +260,30 @@ def _chunk(
     entropy_C = -(probs_CV * logprobs_CV).sum(-1)
     correct_C = logits_CV.argmax(-1) == labels_C
 
-    kd_sum = torch.zeros((), dtype=torch.float64, device=logits_CV.device)
+    kd_C = torch.zeros_like(ce_C)
     kd_grad_CV = None
-    if teacher_logits_CV is not None:
+    if teacher.hidden is not None or teacher.ids is not None:
         tau = settings.temperature
         student_CV = logprobs_CV if tau == 1.0 else (logits_CV / tau).log_softmax(-1)
-        teacher_CV = (teacher_logits_CV if tau == 1.0 else teacher_logits_CV / tau).log_softmax(-1)
-        kd_C, kd_grad_CV = _divergence(student_CV, teacher_CV, settings.beta)
-        kd_sum = kd_C.double().sum()
+        if teacher.ids is None:
+            assert teacher.hidden is not None
+            assert teacher.head is not None
+            teacher_logits_CV = _logits(teacher.hidden, teacher.head)
+            teacher_CV = (teacher_logits_CV if tau == 1.0 else teacher_logits_CV / tau).log_softmax(-1)
+            kd_C, kd_grad_CV = _divergence(student_CV, teacher_CV, settings.beta)
+        else:
+            assert teacher.logprobs is not None
+            kd_C, kd_grad_CV = _truncated(student_CV, teacher.logprobs, teacher.ids, settings.beta)
         kd_grad_CV = kd_grad_CV.div_(tau)
 
-    sums = torch.stack((ce_C.double().sum(), kd_sum, entropy_C.double().sum(), correct_C.double().sum()))
+    values_C4 = torch.stack((ce_C, kd_C, entropy_C, correct_C.to(ce_C.dtype)), dim=1).double()
     if not wants_grad:
-        return sums, None
+        return values_C4, None
     grad_CV = probs_CV * weight_C[:, None]
     grad_CV.scatter_add_(-1, labels_C[:, None], -weight_C[:, None])
     if kd_grad_CV is not None:
         grad_CV.add_(kd_grad_CV, alpha=settings.kd_weight)
-    return sums, grad_CV
+    return values_C4, grad_CV
 
 
 def _divergence(logq_CV: Tensor, logp_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -251,6 +310,23 @@ def _divergence(logq_CV: Tensor, logp_CV: Tensor, beta: float) -> tuple[Tensor, 
     # By q, the terms of KL(p‖m) and of m inside KL(q‖m) add up to a constant: (1−β)·log(q/m) is left.
     grad_CV = log_mq_CV.add_(kl_qm_C[:, None]).mul_(q_CV).mul_(beta - 1)
     return beta * kl_pm_C + (1 - beta) * kl_qm_C, grad_CV
+
+
+def _truncated(logq_CV: Tensor, logp_CK: Tensor, ids_CK: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """As `_divergence`, from a teacher of whom K tokens are known, all others being one category."""
+    known_CK, logp_CK = logq_CV.gather(-1, ids_CK), logp_CK.to(logq_CV.dtype)
+    if ids_CK.shape[-1] == logq_CV.shape[-1]:
+        kd_C, grad_CK = _divergence(known_CK, logp_CK, beta)
+        return kd_C, torch.zeros_like(logq_CV).scatter_(-1, ids_CK, grad_CK)
+    # Of the student, the logarithm of a sum; of the teacher, what is left of 1, which fp32 would round away.
+    others_CV = logq_CV.scatter(-1, ids_CK, -math.inf)
+    logq_tail_C1 = others_CV.logsumexp(-1, keepdim=True)
+    mass_C1 = logp_CK.double().exp().sum(-1, keepdim=True)
+    logp_tail_C1 = (1 - mass_C1).clamp(min=_LEAST_MASS).log().to(logq_CV.dtype)
+    kd_C, grad_CD = _divergence(torch.cat((known_CK, logq_tail_C1), -1), torch.cat((logp_CK, logp_tail_C1), -1), beta)
+    # A category's gradient is spread over its tokens as its probability is.
+    grad_CV = (others_CV - logq_tail_C1).exp_().mul_(grad_CD[:, -1:])
+    return kd_C, grad_CV.scatter_(-1, ids_CK, grad_CD[:, :-1])
 
 
 def jsd_upper_bound(beta: float) -> float:
