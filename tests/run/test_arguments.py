@@ -381,8 +381,10 @@ FEATURES = {
         {"tuner": FULL},
     ),
     "quantization": ({"quantization": {"quant_bits": 4}}, {"quantization": {}}),
-    "rlhf.seq_kd": ({"rlhf": {"seq_kd": True}}, {"rlhf": {"seq_kd_ratio": 0.5}}),
-    "rlhf.lmbda": ({"rlhf": {"lmbda": 0.1}}, {"rlhf": {"temperature": 0.5, "max_completion_length": 9}}),
+    "deepspeed.config": (
+        {"deepspeed": {"enabled": True, "config": "zero3"}, "rlhf": {"lmbda": 0.1}},
+        {"deepspeed": {"enabled": True, "config": "zero2"}, "rlhf": {"lmbda": 0.1, "seq_kd": True}},
+    ),
     "rlhf.teacher_cache": ({"rlhf": {"teacher_cache": "x"}}, {}),
     "rlhf.teacher_completions_cache": ({"rlhf": {"teacher_completions_cache": "x"}}, {}),
     "rlhf.offload_teacher_model": ({"rlhf": {"offload_teacher_model": True}}, {}),

@@ -17,13 +17,7 @@ from vltool.recipe.schema import OWN
 from vltool.run.plan import SILENT_RESIZERS, RunPlan, make_plan
 
 GKD = {"rlhf_type": "gkd", "sft_alpha": 1.0, "lmbda": 0.0}
-NOT_YET = {
-    "stage2_llm_lora_gkd": ["rlhf.seq_kd", "rlhf.lmbda"],
-    "stage3_gkd": ["rlhf.seq_kd", "rlhf.lmbda"],
-    "stage3_gkd_visual": ["rlhf.seq_kd", "rlhf.lmbda"],
-}
-"""Shipped recipes that cannot be run yet, and the keys that say why."""
-PLANNED = sorted({*WHOLE} - NOT_YET.keys())
+PLANNED = WHOLE
 
 
 @pytest.fixture
@@ -34,7 +28,6 @@ def house(tmp_path, monkeypatch):
 
 def test_there_are_shipped_recipes_to_plan():
     assert len(PLANNED) >= 6
-    assert {*WHOLE} > NOT_YET.keys()
 
 
 @pytest.mark.parametrize("name", PLANNED)
@@ -71,14 +64,14 @@ def test_every_argument_of_the_recipe_says_which_line_wrote_it(name, house):
         assert int(column) >= 3
     file, line, _ = plan.origins["gradient_accumulation_steps"].rsplit(":", 2)
     assert "effective_batch_size: 16" in file_of(file).read_text().splitlines()[int(line) - 1]
-    rate = {"stage2_llm_lora": "stage2_llm_lora", "stage3_gkd_forward": "stage3", "summary": "base"}.get(name, name)
+    rate = "base" if name == "summary" else name.partition("_gkd")[0]
     assert f"{rate}.yaml:" in plan.origins["learning_rate"]
     assert "base.yaml:" in plan.origins["lora_rank"]
 
 
 TOWERS = {
     "base": (False, True, True), "stage1_aligner_lora": (True, True, False), "stage1_aligner_full": (True, True, True),
-    "stage2_llm_lora": (False, True, False), "stage3": (False, False, False), "stage3_gkd_forward": (False,) * 3,
+    "stage2_llm_lora": (False, True, False), "stage3": (False, False, False),
     "summary": (False, True, True),
 }  # fmt: skip
 RATES = {
@@ -90,7 +83,6 @@ RATES = {
     "stage2_llm_lora": {"learning_rate": 5e-5, "num_train_epochs": 2},
     "stage3": {"learning_rate": 5e-5, "optimizer": "multimodal", "aligner_lr": 1e-4, "vit_lr": 1e-5},
     "summary": {"learning_rate": 1e-4, "warmup_ratio": 0.1, "num_train_epochs": 3},
-    "stage3_gkd_forward": {"learning_rate": 5e-5, "optimizer": "multimodal", "aligner_lr": 1e-4, "vit_lr": 1e-5},
 }  # fmt: skip
 
 
@@ -98,9 +90,10 @@ RATES = {
 def test_towers_and_rates_of_a_shipped_recipe(name, house):
     plan = house.plan(name)
     freeze = (plan.tuner.freeze_llm, plan.tuner.freeze_vit, plan.tuner.freeze_aligner)
-    assert freeze == TOWERS[name]
+    stage = name.partition("_gkd")[0]
+    assert freeze == TOWERS[stage]
     assert freeze == tuple(plan.arguments[f"freeze_{tower}"] for tower in ("llm", "vit", "aligner"))
-    assert {key: plan.arguments.get(key) for key in RATES[name]} == RATES[name]
+    assert {key: plan.arguments.get(key) for key in RATES[stage]} == RATES[stage]
     assert plan.tuner.frozen_vit_blocks == (18 if name.startswith("stage3") else 0)
     assert ("target_regex" in plan.arguments) == (name.startswith("stage3") or name == "stage1_aligner_full")
     merger = ["model.visual.merger", *(f"model.visual.deepstack_merger_list.{level}" for level in range(3))]
@@ -111,22 +104,22 @@ def test_towers_and_rates_of_a_shipped_recipe(name, house):
         assert msgspec.structs.asdict(plan.distillation) == {
             "teacher": "adapters_off", "teacher_model": str(house.base), "teacher_model_type": "qwen3_vl",
             "beta": 0.1, "sft_alpha": 1.0, "llm_kd_weight": 1.0, "kd_temperature": 1.0, "eval_kd_batches": 8,
-            "visual": None,
+            "visual": None, "sampling": None,
         }  # fmt: skip
     else:
-        assert plan.distillation is None
+        assert (plan.distillation is not None) == ("gkd" in name)
 
 
-@pytest.mark.parametrize("name", NOT_YET)
-def test_recipes_that_need_more_name_exactly_that(name, house):
-    problems = house.refused(name)
-    assert [problem.what.partition(":")[0] for problem in problems] == NOT_YET[name]
-    for problem in problems:
-        assert problem.where is not None
-        key = problem.what.partition(":")[0].rpartition(".")[2]
-        assert key in file_of(problem.where.file).read_text().splitlines()[problem.where.line - 1]
-    without = {"rlhf": {"lmbda": 0.0, "seq_kd": False}, "custom": {"visual_kd": {"enabled": False}}}
-    assert house.plan(name, **without).distillation is not None
+def test_sampling_is_as_the_recipe_says(house):
+    sampled = house.plan("stage3_gkd").distillation.sampling
+    assert (sampled.lmbda, sampled.seq_kd_ratio, sampled.max_completion_length, sampled.temperature) == (
+        0.5, 0.5, 256, 0.9,
+    )  # fmt: skip
+    assert sampled.first == ()
+    assert house.plan("stage3_gkd", rlhf={"seq_kd": False}).distillation.sampling.seq_kd_ratio == 0.0
+    assert house.plan("stage3_gkd", rlhf={"seq_kd": False, "lmbda": 0.0}).distillation.sampling is None
+    probed = make_plan(house.recipe("stage3_gkd"), cwd=house.folder, env={}, now=NOW, probe=True)
+    assert probed.distillation.sampling.first[:4] == ("dataset", "student", "teacher", "dataset")
 
 
 @pytest.mark.parametrize("name", ["stage2_llm_lora", "stage3"])
@@ -238,8 +231,8 @@ def test_all_problems_are_told_at_once(house):
         rlhf=GKD | {"teacher_model": "/nowhere", "lmbda": 0.5}, shell={"MIN_PIXELS": "4"},
     )  # fmt: skip
     assert sorted(re.match(r"[\w.]+( [\w.]+)?", problem.what)[0] for problem in problems) == [
-        "custom.train_jsonl", "custom.user_prompt is", "model.model", "rlhf.lmbda", "rlhf.teacher_model",
-        "the environment", "training.bf16_full_eval", "training.packing",
+        "custom.train_jsonl", "custom.user_prompt is", "model.model", "rlhf.teacher_model", "the environment",
+        "training.bf16_full_eval", "training.packing",
     ]  # fmt: skip
 
 
@@ -424,7 +417,6 @@ def test_what_is_no_checkpoint_cannot_be_resumed(wanted, words, house):
 # No key of ours is read by nobody.
 
 MOOT = {
-    "rlhf.seq_kd_ratio": "rlhf.seq_kd", "rlhf.max_completion_length": "rlhf.lmbda", "rlhf.temperature": "rlhf.lmbda",
     "custom.augmentation.bypass_prob": "custom.augmentation.enabled",
     "custom.augmentation.ops": "custom.augmentation.enabled",
     "custom.augmentation.curriculum": "custom.augmentation.enabled",
@@ -460,7 +452,11 @@ def own_keys(struct, prefix):
 def test_every_key_of_ours_is_read(house):
     seen: set[str] = set()
     visual = {"visual_kd": {"enabled": True} | {key: {"enabled": True} for key in ("vit", "aligner", "deepstack")}}
-    distilled = {"tuner": {"freeze_vit": False}, "rlhf": GKD | {"teacher_model": "base"}, "custom": visual}
+    distilled = {
+        "tuner": {"freeze_vit": False},
+        "rlhf": GKD | {"teacher_model": "base", "lmbda": 0.5, "seq_kd": True},
+        "custom": visual,
+    }
     for sections in ({}, distilled):
         recipe = house.recipe(**(sections or {"launch": {}}))
         make_plan(Watched(recipe, "", seen), cwd=house.folder, env={}, now=NOW)

@@ -81,9 +81,9 @@ def assert_same(got, want, tolerance=TOLERANCE) -> None:
 def runs(overlay, train, tmp_path):
     """Trains a recipe under a name of its own."""
 
-    def run(recipe, name, **sections):
+    def run(recipe, name, *, probe=False, **sections):
         training = {"output_dir": str(tmp_path / name)} | sections.pop("training", {})
-        return train(overlay(recipe, name, training=training, **sections))
+        return train(overlay(recipe, name, training=training, **sections), probe=probe)
 
     return run
 
@@ -176,6 +176,18 @@ def test_a_run_on_two_processes_goes_on(strategy, runs, tmp_path):
         assert got == pytest.approx(want, abs=1e-6)
     for name, tensor in weights(resumed).items():
         torch.testing.assert_close(tensor, tensors[name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("strategy", ["DDP", "ZeRO-2"])
+def test_two_processes_sample_text(strategy, runs):
+    training = {"max_steps": 3, "save_steps": 3, "eval_strategy": "no", "effective_batch_size": 4}
+    rlhf = {"max_completion_length": 8}
+    run = runs("stage3_gkd", "run", probe=True, training=training, rlhf=rlhf, **TWO, **STRATEGIES[strategy])
+    sources = [name for row in metrics(run) for name in row if name.startswith("train/source/")]
+    assert sources == ["train/source/dataset", "train/source/student", "train/source/teacher"]
+    seen = Evidence.read(run.run_dir)
+    assert seen.finished
+    assert seen.gradient_problems == seen.frozen_changed == seen.ranks_differ == []
 
 
 def test_a_module_in_full_trains_in_bf16_in_shards(runs):

@@ -189,7 +189,7 @@ class Judge:
             for name in row
             if name.startswith(("train/train/", "train/eval", "eval/eval", "eval/train", "train/train_", "eval/eval_"))
         ]
-        missing = telemetry.expected_metrics(self._plan, split) - row.keys()
+        missing = telemetry.expected_metrics(self._plan, split, row) - row.keys()
         faults += [f"step {step}: {name} is missing" for name in sorted(missing)]
         faults += [f"step {step}: {name} is {value}" for name, value in row.items() if not math.isfinite(value)]
         if not faults and (error := telemetry.identity_error(self._plan, row, split)) > IDENTITY_TOLERANCE:
@@ -198,6 +198,9 @@ class Judge:
 
     def _learning(self) -> tuple[Status, str]:
         before, after = self._seen.ce_before, self._seen.ce_after
+        distillation = self._plan.distillation
+        if distillation is not None and distillation.sampling and "dataset" not in distillation.sampling.first:
+            return "not asked", "no step trains on your captions"
         if self._seen.finished and (before is None or after is None):
             # JSON has no NaN: a value that was measured and is not there was not finite.
             return "fail", "the cross entropy of a fixed batch is not finite"

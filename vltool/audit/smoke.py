@@ -111,7 +111,7 @@ def _tiny_overlay(scratch: Path, model: Path) -> Path:
     document = {
         "model": {"model": str(model.resolve()), "model_type": None, "torch_dtype": "float32"},
         "template": {"max_pixels": 256 * 256},
-        "rlhf": {"teacher_model": None, "teacher_model_type": None},
+        "rlhf": {"teacher_model": None, "teacher_model_type": None, "max_completion_length": 32},
         "tuner": {"resume_from_checkpoint": None, "merge_previous": None},
         "training": {
             "bf16": False, "fp16": False, "learning_rate": rate, "aligner_lr": rate, "vit_lr": rate,

@@ -15,7 +15,7 @@ from vltool.cli.reporter import RunReporter
 if TYPE_CHECKING:
     from vltool.audit.run_rules import Verdict
 
-DEFAULT_RECIPE = "stage3_gkd_forward"
+DEFAULT_RECIPE = "stage3_gkd_visual"
 
 
 @guarded

@@ -17,6 +17,13 @@ _ADDITIVE_STARTS = ("true", "True", "gaussian")
 """Values of `init_weights` that leave the base's own weights as they are."""
 
 
+_SHORT_RUN = 32
+"""More steps than a smoke test takes."""
+
+Source = Literal["dataset", "student", "teacher"]
+"""Whose text a step trains on."""
+
+
 class FeatureTermPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How one component of the vision tower is held to the teacher's."""
 
@@ -32,6 +39,19 @@ class VisualPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     deepstack: FeatureTermPlan | None
 
 
+class SamplingPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Steps that train on sampled text (see `vltool.training.generate`)."""
+
+    lmbda: float
+    """Probability of the student's text."""
+    seq_kd_ratio: float
+    """Probability of the teacher's text in the other steps."""
+    max_completion_length: int
+    temperature: float
+    first: tuple[Source, ...] = ()
+    """Whose text the first steps train on, whatever the probabilities: a smoke test has to see each."""
+
+
 class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The teacher and the weights of the loss (see `vltool.training.losses`)."""
 
@@ -45,11 +65,14 @@ class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     kd_temperature: float
     eval_kd_batches: int | Literal["all"]
     visual: VisualPlan | None = None
+    sampling: SamplingPlan | None = None
+    """None: every step trains on the operator's captions."""
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether anything is compared with a teacher."""
-        return self.llm_kd_weight > 0.0 or self.visual is not None
+        """Whether anything is compared with a teacher, or written by it."""
+        writes = self.sampling is not None and (self.sampling.seq_kd_ratio > 0.0 or "teacher" in self.sampling.first)
+        return self.llm_kd_weight > 0.0 or self.visual is not None or writes
 
 
 def distillation_plan(
@@ -59,10 +82,13 @@ def distillation_plan(
     tuner: TunerPlan,
     arguments: dict[str, Any],
     problems: list[Problem],
+    *,
+    every_source: bool,
 ) -> DistillationPlan | None:
     """Who teaches, and what that weighs; None without distillation.
 
-    base: the folder of this run's base; architecture: the recipe's base's. Appends to `problems` a teacher that
+    base: the folder of this run's base; architecture: the recipe's base's. every_source: let the first steps
+    train on each kind of text that the recipe asks for. Appends to `problems` a teacher that
     cannot be compared with the student.
     """
     rlhf = recipe.rlhf
@@ -96,7 +122,30 @@ def distillation_plan(
         kd_temperature=rlhf.kd_temperature,
         eval_kd_batches=rlhf.eval_kd_batches,
         visual=_visual(recipe),
+        sampling=_sampling(recipe, every_source=every_source),
     )
+
+
+def _sampling(recipe: Recipe, *, every_source: bool) -> SamplingPlan | None:
+    rlhf = recipe.rlhf
+    ratio = rlhf.seq_kd_ratio if rlhf.seq_kd else 0.0
+    if not rlhf.lmbda and not ratio:
+        return None
+    own, rest = rlhf.lmbda, 1 - rlhf.lmbda
+    shares: dict[Source, float] = {"dataset": rest * (1 - ratio), "student": own, "teacher": rest * ratio}
+    return SamplingPlan(
+        lmbda=rlhf.lmbda,
+        seq_kd_ratio=ratio,
+        max_completion_length=rlhf.max_completion_length,
+        temperature=rlhf.temperature,
+        first=_one_of_each(shares) if every_source else (),
+    )
+
+
+def _one_of_each(shares: dict[Source, float]) -> tuple[Source, ...]:
+    """Each kind of text once, then the operator's, from which a short run can be seen to learn."""
+    asked = [source for source, share in shares.items() if share > 0]
+    return (*asked, *asked[:1] * _SHORT_RUN)
 
 
 def _visual(recipe: Recipe) -> VisualPlan | None:

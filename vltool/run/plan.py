@@ -150,7 +150,9 @@ def make_plan(
     deepspeed = deepspeed_config(recipe, problems)
     tuner = _tuner(recipe, architecture, arguments, problems)
     merge = _merge(recipe, architecture, run_dir, problems)
-    distillation = distillation_plan(recipe, _base(recipe), architecture, tuner, arguments, problems)
+    distillation = distillation_plan(
+        recipe, _base(recipe), architecture, tuner, arguments, problems, every_source=probe
+    )
     if problems:
         raise InvalidInput(problems)
 

@@ -13,6 +13,7 @@ from vltool.run.evidence import write_atomically
 from vltool.run.plan import RunPlan
 
 FILE_NAME = "logging.jsonl"
+COMPLETIONS_FILE_NAME = "completions.jsonl"
 WARNINGS_FILE_NAME = "warnings.jsonl"
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -43,6 +44,12 @@ def append_row(run_dir: Path, row: Mapping[str, int | float]) -> None:
     """Add a row to the run's logging.jsonl."""
     with (run_dir / FILE_NAME).open("a", encoding="utf-8") as file:
         file.write(encode_row(row) + "\n")
+
+
+def append_completion(run_dir: Path, step: int, source: str, text: str) -> None:
+    """Keep one of the texts that a step sampled, for the operator to read."""
+    with (run_dir / COMPLETIONS_FILE_NAME).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step, "source": source, "text": text}, ensure_ascii=False) + "\n")
 
 
 def read_rows(run_dir: Path) -> Iterator[dict[str, int | float]]:
@@ -81,15 +88,24 @@ def _number(value: Any) -> int | float:
 def forget_after(run_dir: Path, step: int) -> None:
     """Drop the rows of steps after `step`: a resumed run writes them again.
 
-    So goes a last line without its end, which a run leaves that died while writing it.
+    So goes a last line without its end, which a run leaves that died while writing it; and so go the texts that
+    those steps sampled.
     """
+    completions = run_dir / COMPLETIONS_FILE_NAME
+    if completions.is_file():
+        lines = completions.read_bytes().splitlines(keepends=True)
+        write_atomically(completions, b"".join(line for line in lines if _is_within(line, step)))
     kept = [encode_row(row) + "\n" for row in _rows(run_dir / FILE_NAME, drop_torn=True) if row["step"] <= step]
     write_atomically(run_dir / FILE_NAME, "".join(kept).encode())
 
 
-def expected_metrics(plan: RunPlan, split: str) -> set[str]:
-    """Names that every row of `split` (`train` or `eval`) must hold."""
-    names = {"loss", "sft_loss", "token_acc"}
+def _is_within(line: bytes, step: int) -> bool:
+    return line.endswith(b"\n") and json.loads(line)["step"] <= step
+
+
+def expected_metrics(plan: RunPlan, split: str, row: Mapping[str, int | float] = {}) -> set[str]:
+    """Names that every row of `split` (`train` or `eval`) must hold; of `row`, if the student wrote all its text."""
+    names = {"loss"} if row.get("train/source/student") == 1.0 else {"loss", "sft_loss", "token_acc"}
     if split == "train":
         names |= {"grad_norm", "learning_rate", "epoch"}
     kd = plan.distillation
@@ -101,6 +117,9 @@ def expected_metrics(plan: RunPlan, split: str) -> set[str]:
 
 def identity_error(plan: RunPlan, row: Mapping[str, int | float], split: str) -> float:
     """|loss − (sft_alpha·sft_loss + llm_kd_loss + vision_kd_loss)| of a row: how far it is from its parts' sum."""
+    if row.get(f"{split}/source/student"):
+        # Its text has no cross entropy, and is among the tokens that the loss was divided by.
+        return 0.0
     alpha = 1.0 if plan.distillation is None else plan.distillation.sft_alpha
     distilled = (row.get(f"{split}/{name}", 0.0) for name in ("llm_kd_loss", "vision_kd_loss"))
     return abs(row[f"{split}/loss"] - alpha * row[f"{split}/sft_loss"] - sum(distilled))

@@ -9,6 +9,7 @@ from vltool.errors import Problem
 from vltool.recipe.schema import Recipe, Tuner
 from vltool.recipe.swift_keys import swift_table
 from vltool.recipe.tuner_rules import BY_CLASS
+from vltool.run.deepspeed import deepspeed_config, zero_stage
 
 _DO = "take it out of the recipe, or wait for the version that builds it"
 
@@ -115,8 +116,11 @@ def problems(recipe: Recipe) -> list[Problem]:
     ]
     if rlhf.rlhf_type is not None:
         asked += [
-            (rlhf.seq_kd, "rlhf.seq_kd", "training on text sampled from the teacher"),
-            (rlhf.lmbda > 0.0, "rlhf.lmbda", "training on text sampled from the student (set it to 0.0)"),
+            (
+                (rlhf.seq_kd or rlhf.lmbda > 0.0) and zero_stage(deepspeed_config(recipe, [])) == 3,
+                "deepspeed.config",
+                "sampling (lmbda above 0, seq_kd) under ZeRO-3",
+            ),
             (rlhf.teacher_cache is not None, "rlhf.teacher_cache", "a cached teacher"),
             (rlhf.teacher_completions_cache is not None, "rlhf.teacher_completions_cache", "cached completions"),
             (rlhf.offload_teacher_model, "rlhf.offload_teacher_model", "offloading the teacher"),

@@ -15,10 +15,15 @@ from torch.utils.data import Dataset, get_worker_info
 
 from vltool.data.dataset import CaptionDataset
 from vltool.errors import BadContent, Problem
+from vltool.training.generate import prompt_of
 from vltool.training.losses import IGNORE
 
 FACTS = "vltool_facts"
 """Key of a batch under which its `BatchFacts` lie."""
+
+
+PROMPTS = "vltool_prompts"
+"""Key of a batch under which its samples lie without their answers, where some steps sample their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,13 @@ class BatchFacts:
     """Patches of its records' images, before the merger."""
     problems: tuple[Problem, ...] = ()
     """Why the batch could not be made; it holds nothing else then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """Samples without their answers; in a class of their own, which nothing moves to a device."""
+
+    samples: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +130,13 @@ class EncodedRecords(Dataset[dict[str, Any]]):
 class Collator:
     """Pads samples into a batch with its facts; a failed sample makes the batch a failure."""
 
-    def __init__(self, pad: Callable[[list[dict[str, Any]]], dict[str, Any]], blank: BlankImage) -> None:
+    def __init__(
+        self, pad: Callable[[list[dict[str, Any]]], dict[str, Any]], blank: BlankImage, *, keeps_prompts: bool = False
+    ) -> None:
+        """keeps_prompts: put the samples without their answers beside the batch."""
         self._pad = pad
         self._blank = blank
+        self._keeps_prompts = keeps_prompts
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         problems = tuple(problem for sample in samples if FACTS in sample for problem in sample[FACTS].problems)
@@ -130,9 +146,11 @@ class Collator:
             label_tokens=sum(label != IGNORE for sample in samples for label in sample["labels"][1:]),
             patches=sum(len(sample["pixel_values"]) for sample in samples if sample.get("pixel_values") is not None),
         )
+        # Prompts first: padding works on the samples themselves.
+        prompts = {PROMPTS: Prompts(tuple(map(prompt_of, samples)))} if self._keeps_prompts else {}
         if not facts.patches:
             samples = [self._blank.after(samples[0]), *samples[1:]]
-        return self._pad(samples) | {FACTS: facts}
+        return self._pad(samples) | {FACTS: facts} | prompts
 
 
 def raise_failure(batch: dict[str, Any]) -> None:

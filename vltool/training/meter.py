@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vltool.run.distillation import DistillationPlan
+from vltool.run.distillation import DistillationPlan, Source
 from vltool.training.losses import DistillationLoss
 from vltool.training.ranks import Ranks
 from vltool.training.vision_kd import enabled_components
@@ -32,64 +32,87 @@ class Losses:
         return torch.stack((self.text.loss, *self.vision.values())).sum()
 
 
+SOURCES: tuple[Source, ...] = ("dataset", "student", "teacher")
+
+
 class Meter:
     """Sums of a window of batches, on their device in float64: means are taken once, of sums."""
 
     def __init__(self, kd: DistillationPlan | None) -> None:
-        self._kd_plan = kd
-        self._sums: Tensor | None = None
-        self._kd: Tensor | None = None
-        self._vision: Tensor | None = None
-        self._patches = 0.0
+        self._plan = kd
+        self._components = () if kd is None or kd.visual is None else enabled_components(kd.visual)
+        self._sums: dict[str, Tensor] = {}
+        self._counts = dict.fromkeys(("batches", "patches"), 0)
 
-    def add(self, out: Losses, *, patches: int, with_kd: bool) -> None:
-        """Add a batch, of whose images there are so many patches; with_kd: count what the teacher said."""
+    def add(self, out: Losses, *, patches: int, with_kd: bool, source: Source = "dataset") -> None:
+        """Add a batch, of whose images there are so many patches.
+
+        with_kd: count what the teacher said. source: whose text it is; the student's own has no cross entropy.
+        """
         text = out.text
-        sums = torch.stack(((text.loss * out.label_tokens).detach(), text.ce_sum, text.correct, text.tokens))
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._counts["batches"] += 1
+        self._sum("loss", (text.loss * out.label_tokens).detach())
+        self._sum(f"tokens/{source}", text.tokens)
+        if source != "student":
+            self._sum("ce", text.ce_sum)
+            self._sum("correct", text.correct)
         if not with_kd:
             return
-        kd = torch.stack((text.kd_sum, text.tokens))
-        self._kd = kd if self._kd is None else self._kd + kd
-        if out.vision:
+        self._sum(f"kd/{source}", text.kd_sum)
+        self._sum(f"kd_tokens/{source}", text.tokens)
+        self._counts["patches"] += patches
+        for name, term in out.vision.items():
             # A term is a sum over its tokens, so many a patch, divided by those of the step.
-            vision = torch.stack([out.vision[name].detach() * out.patches for name in out.vision])
-            self._vision = vision if self._vision is None else self._vision + vision
-        self._patches += patches
+            self._sum(f"vision/{name}", term.detach() * out.patches)
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _totals(self, ranks: Ranks) -> dict[str, float]:
+        """All sums, over all processes."""
+        names = ["loss", "ce", "correct", *(f"vision/{name}" for name in self._components)]
+        names += [f"{kind}/{source}" for kind in ("tokens", "kd", "kd_tokens") for source in SOURCES]
+        mine = torch.stack(list(self._sums.values())).tolist() if self._sums else []
+        known = dict(zip(self._sums, mine, strict=True)) | self._counts
+        names += list(self._counts)
+        return dict(zip(names, ranks.total([float(known.get(name, 0.0)) for name in names]), strict=True))
 
     def means(self, ranks: Ranks, *, parts: bool) -> dict[str, float]:
         """loss, sft_loss, token_acc and what the teacher adds, of all processes, each per token.
 
-        llm_kd_loss and vision_kd_loss are weighted; the latter's components stand beside it. parts: take the
-        text's loss as the sum of its parts, for evaluation, where the divergence is measured on some batches
-        only; otherwise as it was trained on. Empty without any batch.
+        llm_kd_loss and vision_kd_loss are weighted; the latter's components stand beside it, and where text is
+        sampled the former's sources and their shares of the tokens. sft_loss and token_acc are those of text that
+        the student did not write, and absent without any. parts: take the text's loss as the sum of its parts,
+        for evaluation, where the divergence is measured on some batches only; otherwise as it was trained on.
+        Empty without any batch.
         """
-        plan = self._kd_plan
-        components = () if plan is None or plan.visual is None else enabled_components(plan.visual)
-        mine = [0.0] * (8 + len(components))
-        if self._sums is not None:
-            mine[:5] = [*self._sums.tolist(), 1.0]
-        if self._kd is not None:
-            mine[5:7] = self._kd.tolist()
-        mine[7] = self._patches
-        if self._vision is not None:
-            mine[8:] = self._vision.tolist()
-        loss, ce, correct, tokens, batches, kd, kd_tokens, patches, *vision = ranks.total(mine)
-        if not batches:
+        sums, plan = self._totals(ranks), self._plan
+        if not sums["batches"]:
             return {}
-        tokens = max(tokens, 1.0)
-        means = {"loss": loss / tokens, "sft_loss": ce / tokens, "token_acc": correct / tokens}
+        tokens = {source: sums[f"tokens/{source}"] for source in SOURCES}
+        taught = {source: sums[f"kd_tokens/{source}"] for source in SOURCES if sums[f"kd_tokens/{source}"]}
+        means = {"loss": sums["loss"] / max(sum(tokens.values()), 1.0)}
+        written = tokens["dataset"] + tokens["teacher"]
+        if written or not tokens["student"]:
+            means |= {"sft_loss": sums["ce"] / max(written, 1.0), "token_acc": sums["correct"] / max(written, 1.0)}
         if plan is None:
             return means
-        if kd_tokens and plan.llm_kd_weight > 0.0:
-            means["llm_kd_loss"] = plan.llm_kd_weight * kd / kd_tokens
+        if taught and plan.llm_kd_weight > 0.0:
+            means["llm_kd_loss"] = (
+                plan.llm_kd_weight * sum(sums[f"kd/{name}"] for name in taught) / sum(taught.values())
+            )
+        if plan.sampling is not None and not parts:
+            together = max(sum(tokens.values()), 1.0)
+            means |= {f"source/{source}": count / together for source, count in tokens.items() if count}
+            if plan.llm_kd_weight > 0.0:
+                means |= {
+                    f"llm_kd_loss/{s}": plan.llm_kd_weight * sums[f"kd/{s}"] / count for s, count in taught.items()
+                }
         if parts:
             means["loss"] = plan.sft_alpha * means["sft_loss"] + means.get("llm_kd_loss", 0.0)
-        if components and kd_tokens:
-            beside = {
-                f"vision_kd_loss/{name}": sum_ / max(patches, 1.0)
-                for name, sum_ in zip(components, vision, strict=True)
-            }
+        if self._components and taught:
+            patches = max(sums["patches"], 1.0)
+            beside = {f"vision_kd_loss/{name}": sums[f"vision/{name}"] / patches for name in self._components}
             means |= {"vision_kd_loss": sum(beside.values())} | beside
             means["loss"] += means["vision_kd_loss"]
         return means

@@ -92,6 +92,7 @@ def build(plan: RunPlan, *, records: int = 1) -> Prepared:
     except ImportError as error:
         raise MissingOnHost(f"the model needs a package that is not installed: {error}", "install it") from error
     _keep_context_length(pipeline.model, plan)
+    _keep_forward(pipeline.model)
     _obey_token_ids(pipeline.template, pipeline.model.config)
     try:
         model = pipeline.prepare_model(
@@ -128,6 +129,16 @@ def _keep_context_length(model: Any, plan: RunPlan) -> None:
         model.config.get_text_config().max_position_embeddings = length
 
 
+def _keep_forward(model: Any) -> None:
+    """Put transformers' own forward back in the model.
+
+    ms-swift puts one in its place that adds an image to batches without any, under DeepSpeed; every batch here
+    has one (`BlankImage`), and that forward drops what generation and distillation hand over encoded.
+    """
+    inner = model.model
+    inner.forward = getattr(inner, "origin_forward", inner.forward)
+
+
 def _obey_token_ids(template: Any, config: Any) -> None:
     """Take the placeholders' ids from the checkpoint: ms-swift writes those of the released models into its class.
 
@@ -147,6 +158,7 @@ def build_teacher(plan: RunPlan, prepared: Prepared) -> Any:
         teacher, _ = prepared.arguments.get_model_processor(
             model=plan.distillation.teacher_model, model_type=plan.distillation.teacher_model_type
         )
+    _keep_forward(teacher)
     return teacher.requires_grad_(False).eval()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -78,6 +78,9 @@ class Teacher(Protocol):
     def all(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Features]:
         """Both, of one forward pass."""
 
+    def writing(self) -> AbstractContextManager[Any]:
+        """Inside, the model that it gives generates as the teacher."""
+
 
 class AdaptersOff:
     """The student with its adapters and saved modules disabled is the teacher: no second copy."""
@@ -111,6 +114,12 @@ class AdaptersOff:
         with self._features.listening() as features:
             return *self.hidden_and_head(inputs), features
 
+    @contextmanager
+    def writing(self) -> Iterator[Any]:
+        """See `Teacher`."""
+        with self._teaching():
+            yield self._model
+
 
 class FrozenCopy:
     """A second model is the teacher."""
@@ -134,6 +143,11 @@ class FrozenCopy:
         """See `Teacher`."""
         with self._features.listening() as features:
             return *self.hidden_and_head(inputs), features
+
+    @contextmanager
+    def writing(self) -> Iterator[Any]:
+        """See `Teacher`."""
+        yield self._model
 
 
 @contextmanager

@@ -5,8 +5,10 @@ Suffixes: B batch, S sequence, H hidden size.
 
 from __future__ import annotations
 
+import random
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,12 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from vltool.checkpoint.architecture import Tower, tower_of
 from vltool.errors import BadContent, RunFailed
-from vltool.run.distillation import DistillationPlan
+from vltool.run.distillation import DistillationPlan, Source
+from vltool.run.telemetry import append_completion
 from vltool.training import pissa
 from vltool.training.adalora import orthogonality
-from vltool.training.collate import FACTS, BlankImage, Collator, raise_failure
+from vltool.training.collate import FACTS, PROMPTS, BlankImage, Collator, raise_failure
+from vltool.training.generate import answered, draw_source, generate
 from vltool.training.loader import Batches
 from vltool.training.losses import IGNORE, distillation_loss
 from vltool.training.meter import Losses, Meter
@@ -34,7 +38,7 @@ from vltool.training.vision_kd import FeatureTap, vision_terms
 STAGING = ".saving"
 """Folder in the run folder in which a checkpoint is written before it is renamed to its place."""
 
-_NOT_FOR_THE_MODEL = (FACTS, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel")
+_NOT_FOR_THE_MODEL = (FACTS, PROMPTS, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel")
 
 
 class CaptionTrainer(Seq2SeqTrainer):
@@ -52,6 +56,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         **kwargs: Any,
     ) -> None:
         self._blank = blank
+        self._sampling = None if distillation is None else distillation.sampling
+        self._source: Source = "dataset"
         super().__init__(*args, **kwargs)
         if self.accelerator.num_processes != ranks.count:
             raise RunFailed(
@@ -104,7 +110,8 @@ class CaptionTrainer(Seq2SeqTrainer):
                 "this is a defect of vltool or of its dependencies: please report it with the plan.json",
             )
         meter = self._train_meter if training else self._eval_meter
-        meter.add(out, patches=inputs[FACTS].patches, with_kd=counts_kd)
+        source = self._source if training else "dataset"
+        meter.add(out, patches=inputs[FACTS].patches, with_kd=counts_kd, source=source)
         # Gradients are averaged over processes, but the denominators are those of all of them.
         loss = total * self._ranks.count if training else total
         if training and (penalty := orthogonality(self.accelerator.unwrap_model(model))) is not None:
@@ -152,6 +159,10 @@ class CaptionTrainer(Seq2SeqTrainer):
                 vision = {name: term * 0.0 for name, term in vision.items()}
         if label_tokens is None:
             label_tokens = (labels_BS[:, 1:] != IGNORE).sum().clamp(min=1)
+        ce_weight = 1.0 if plan is None else plan.sft_alpha
+        if model.training and self._source == "student":
+            # What the student wrote is no one's caption: it is compared with the teacher alone.
+            ce_weight = 0.0
         head_VH = self._tap.weight()
         with gathered(head_VH, teacher_head_VH):
             text = distillation_loss(
@@ -162,7 +173,7 @@ class CaptionTrainer(Seq2SeqTrainer):
                 teacher_head_VH=teacher_head_VH,
                 beta=0.5 if plan is None else plan.beta,
                 temperature=1.0 if plan is None else plan.kd_temperature,
-                ce_weight=1.0 if plan is None else plan.sft_alpha,
+                ce_weight=ce_weight,
                 kd_weight=0.0 if plan is None else plan.llm_kd_weight,
                 denominator=label_tokens,
                 chunk_tokens=512 if hidden_BSH.is_cuda else 128,
@@ -196,7 +207,8 @@ class CaptionTrainer(Seq2SeqTrainer):
     # --- data -------------------------------------------------------------------------------------
 
     def _get_data_collator(self, args: Any, template: Any) -> Collator:
-        return Collator(super()._get_data_collator(args, template), self._blank)
+        pad = super()._get_data_collator(args, template)
+        return Collator(pad, self._blank, keeps_prompts=self._sampling is not None)
 
     def get_train_dataloader(self, skip_batches: int = 0) -> DataLoaderShard:
         """This process's batches of an epoch (see `Batches`), but for the first `skip_batches`."""
@@ -246,6 +258,18 @@ class CaptionTrainer(Seq2SeqTrainer):
         Raises BadContent, on every process, for records that could not be encoded.
         """
         batches = list(islice(epoch_iterator, num_batches))
+        step = self.state.global_step
+        self._source = draw_source(self._sampling, seed=self.args.seed, step=step)
+        tokens, patches = self._counted(batches)
+        if self._source != "dataset":
+            batches = [self._sampled(batch, f"{self.args.seed} {step} {n}") for n, batch in enumerate(batches)]
+            tokens, patches = self._counted(batches)
+        self.saw_images = patches > 0
+        self._step_patches = max(patches, 1.0)
+        return batches, max(tokens, 1.0)
+
+    def _counted(self, batches: list[dict[str, Any]]) -> tuple[float, float]:
+        """Label tokens and patches of all processes' batches. Raises BadContent, on every process."""
         facts = [batch[FACTS] for batch in batches]
         tokens, patches, problems = self._ranks.total(
             [
@@ -257,9 +281,41 @@ class CaptionTrainer(Seq2SeqTrainer):
         if problems:
             mine = [problem for fact in facts for problem in fact.problems]
             raise BadContent(problem for theirs in self._ranks.gather(mine) for problem in theirs)
-        self.saw_images = patches > 0
-        self._step_patches = max(patches, 1.0)
-        return batches, max(tokens, 1.0)
+        return tokens, patches
+
+    def _sampled(self, batch: dict[str, Any], seed: str) -> dict[str, Any]:
+        """The batch with answers of the student or the teacher in place of its own."""
+        assert self._sampling is not None
+        prompts = [prompt for prompt in batch[PROMPTS].samples if prompt["input_ids"]]
+        if not prompts:
+            return batch
+        tokenizer = self.template.tokenizer
+        with self._writing() as model, self.accelerator.autocast():
+            answers = generate(
+                model,
+                prompts,
+                self._sampling,
+                end_ids=(tokenizer.eos_token_id, tokenizer.pad_token_id),
+                pad_id=tokenizer.pad_token_id,
+                never_ids=(self.template.image_token_id, self.template.video_token_id),
+                seed=random.Random(f"{seed} {self._ranks.rank}").getrandbits(63),
+            )
+        if self._ranks.is_first:
+            append_completion(
+                Path(self.args.output_dir), self.state.global_step + 1, self._source, tokenizer.decode(answers[0])
+            )
+        return dict(self.data_collator([answered(*pair) for pair in zip(prompts, answers, strict=True)]))
+
+    @contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """Inside, the model that it gives generates as the step's source."""
+        if self._source == "student":
+            with evaluating(self.model):
+                yield self.model
+            return
+        assert self._teacher is not None
+        with self._teacher.writing() as teacher:
+            yield teacher
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         raise_failure(inputs)
