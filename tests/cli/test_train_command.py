@@ -271,7 +271,7 @@ def test_a_signal_leaves_a_folder_from_which_the_run_goes_on(number, code, proce
     assert [s for s in steps if s <= step] == list(range(1, step + 1))
 
 
-@pytest.mark.parametrize("recipe", ["stage3_gkd_forward", "stage2_llm_lora", "stage1_aligner_full"])
+@pytest.mark.parametrize("recipe", ["stage3_gkd_forward", "stage3_gkd", "stage1_aligner_full"])
 def test_a_shipped_recipe_runs_as_it_is(recipe, tiny, records, tmp_path):
     variables = {"VLTOOL_MODEL": str(tiny), "VLTOOL_TRAIN_JSONL": str(records), "VLTOOL_VAL_JSONL": str(records)}
     done = subprocess.run(

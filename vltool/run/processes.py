@@ -68,7 +68,8 @@ class Processes:
             return {"step": 0, "max_steps": 0, "last_checkpoint": None, "signal": self._signal}
         if self._error is not None:
             raise self._error
-        if torchrun.returncode != 0 or self._outcome is None:
+        # With an outcome all has been done: torchrun tells a signal, which it got too, as a failure.
+        if self._outcome is None:
             raise RunFailed(
                 f"a process of the run ended without a word (torchrun's exit status is {torchrun.returncode}); "
                 f"the last lines that the processes wrote:\n{said}"

@@ -108,6 +108,9 @@ class StepAudit(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Look at the gradients until each part has shown its own. Raises RunFailed with the table."""
         self._trainer.note_rates()
+        if not self._trainer.can_show_gradients:
+            self._gradients.forget()
+            return
         if not self._gradients.wants(saw_images=self._trainer.saw_images):
             return
         # ms-swift drops all gradients when their norm is NaN: without this, the audit would blame the model.

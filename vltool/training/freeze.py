@@ -215,8 +215,12 @@ class GradientAudit:
             return False
         wants = saw_images or not all(self._shown(part) for part in self._parts if part[0] in ("language", "head"))
         if not wants:
-            self._norms.clear()
+            self.forget()
         return wants
+
+    def forget(self) -> None:
+        """Leave the step out."""
+        self._norms.clear()
 
     def _shown(self, part: Part) -> bool:
         return self._updates.get(part, 0) >= 2 and all(self._parts[part].values())

@@ -306,6 +306,14 @@ class CaptionTrainer(Seq2SeqTrainer):
             )
         return dict(self.data_collator([answered(*pair) for pair in zip(prompts, answers, strict=True)]))
 
+    @property
+    def can_show_gradients(self) -> bool:
+        """Whether the current step's loss says something even of a student that is still its teacher's equal.
+
+        On the student's own text it does not: the divergence from an equal is zero, and so is its gradient.
+        """
+        return self._source != "student" or self._sampling is None or self._sampling.lmbda == 1.0
+
     @contextmanager
     def _writing(self) -> Iterator[Any]:
         """Inside, the model that it gives generates as the step's source."""
