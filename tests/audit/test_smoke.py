@@ -145,13 +145,27 @@ def test_a_doubled_metric_prefix(judged, monkeypatch):
     assert judged() == states("metrics")
 
 
-def test_a_teacher_that_differs(judged, tiny, tmp_path):
-    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+def test_a_teacher_that_differs(judged, monkeypatch):
+    from vltool.training.teacher import AdaptersOff
+
+    real = AdaptersOff.hidden_and_head
+
+    def warped(self, inputs):
+        hidden, head = real(self, inputs)
+        return hidden * 1.5, head
+
+    monkeypatch.setattr(AdaptersOff, "hidden_and_head", warped)
+    assert judged() == states("teacher", ("gradients", *AFTER_GRADIENTS))
+
+
+def test_a_teacher_of_the_operators_choice_may_differ(judged, tiny, tmp_path):
     from safetensors.torch import load_file, save_file
 
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
     weights = load_file(other / "model.safetensors")
     save_file({name: tensor * 1.5 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
-    assert judged(rlhf={"teacher_model": str(other)}) == states("teacher")
+    green = dict.fromkeys(ROWS, "pass") | {"processes": "not asked", "teacher": "not asked"}
+    assert judged(rlhf={"teacher_model": str(other)}) == green
 
 
 def test_a_nan_in_a_metric(judged, monkeypatch):

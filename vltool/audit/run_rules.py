@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from vltool.checkpoint.architecture import read_architecture
 from vltool.checkpoint.census import Census, take_census
 from vltool.errors import BadContent, InvalidInput, RunFailed
 from vltool.recipe.distillation_rules import BEFORE
 from vltool.run import telemetry
 from vltool.run.deepspeed import zero_stage
 from vltool.run.evidence import Evidence
+from vltool.run.guard import in_half_precision, kd_tolerance, why_no_equal
 from vltool.run.plan import RunPlan
 
 Status = Literal["pass", "fail", "not reached", "not asked"]
@@ -24,8 +24,6 @@ LOGITS_TOLERANCE = 1e-5
 """Of the largest logit: what a reload in fp32 may differ by."""
 LOGITS_TOLERANCE_HALF = 2e-2
 """The same where weights or arithmetic have 8 or 11 bits."""
-KD_TOLERANCE = 1e-6
-KD_TOLERANCE_HALF = 1e-3
 IDENTITY_TOLERANCE = 1e-6
 
 
@@ -49,7 +47,7 @@ class Judge:
         self._run_dir = Path(plan.run_dir)
         self._reload = reload
         self._seen = Evidence.read(self._run_dir)
-        self._half = plan.arguments["torch_dtype"] != "float32" or plan.arguments["bf16"]
+        self._half = in_half_precision(plan)
 
     def verdicts(self) -> list[Verdict]:
         """All rows, in the order in which a run comes to them."""
@@ -84,23 +82,14 @@ class Judge:
         return "pass", "trains: " + ", ".join(trains)
 
     def _teacher(self) -> tuple[Status, str]:
-        distillation = self._plan.distillation
-        if distillation is None or distillation.llm_kd_weight == 0.0:
-            return "not asked", "no distillation"
-        if self._plan.resume is not None:
-            return "not asked", "a resumed run has moved away from its teacher"
-        if self._plan.tuner.carried is not None or self._plan.merge is not None:
-            return "not asked", "an earlier stage has moved away from its teacher"
-        if self._plan.tuner.tuner_type == "fourierft":
-            return "not asked", "FourierFT starts away from its base"
-        if read_architecture(Path(distillation.teacher_model)) != read_architecture(Path(self._plan.model)):
-            return "not asked", "the recipe names a teacher of another shape"
+        if (why := why_no_equal(self._plan)) is not None:
+            return "not asked", why
         value = self._seen.kd_at_start
         if value is None and self._seen.finished:
             return "fail", "the divergence at step 0 is not finite"
         if value is None:
             return self._not_reached()
-        limit = KD_TOLERANCE_HALF if self._half else KD_TOLERANCE
+        limit = kd_tolerance(self._plan)
         good = value <= limit
         return "pass" if good else "fail", f"divergence at step 0: {value:.2g} a token (at most {limit:g})"
 

@@ -89,9 +89,18 @@ class StepAudit(TrainerCallback):
     """Audit after step 1: gradients where something should train, not a bit changed where nothing should."""
 
     def __init__(
-        self, trainer: CaptionTrainer, evidence: Evidence, keep: Callable[[], None], ranks: Ranks, reporter: Reporter
+        self,
+        trainer: CaptionTrainer,
+        evidence: Evidence,
+        keep: Callable[[], None],
+        ranks: Ranks,
+        reporter: Reporter,
+        *,
+        kd_limit: float | None,
     ) -> None:
-        """keep: writes the evidence into the run folder."""
+        """keep: writes the evidence into the run folder. kd_limit: the largest divergence a token, unweighted, that
+        the first step may show; None where student and teacher may differ."""
+        self._kd_limit = kd_limit
         self._trainer = trainer
         self._evidence = evidence
         self._keep = keep
@@ -114,8 +123,11 @@ class StepAudit(TrainerCallback):
         if not self._gradients.wants(saw_images=self._trainer.saw_images):
             return
         # ms-swift drops all gradients when their norm is NaN: without this, the audit would blame the model.
-        for name, value in self._trainer.window_means().items():
+        means = self._trainer.window_means()
+        for name, value in means.items():
             require_finite(f"train/{name}", value, state.global_step + 1)
+        if state.global_step == 0:
+            self._compare_with_teacher(means.get("llm_kd_loss"))
         rate = max((group["lr"] for group in self._trainer.optimizer.param_groups), default=0.0)
         broken = self._gradients.observe(saw_images=self._trainer.saw_images, learning_rate=float(rate))
         shown = self._gradients.per_tower()
@@ -126,6 +138,17 @@ class StepAudit(TrainerCallback):
             self._keep()
         if broken:
             self._stop(f"audit of the gradients at step {state.global_step + 1}", broken)
+
+    def _compare_with_teacher(self, weighted: float | None) -> None:
+        if self._kd_limit is None or weighted is None:
+            return
+        value = weighted / self._trainer.kd_weight
+        if value > self._kd_limit:
+            raise RunFailed(
+                f"the divergence before step 1 is {value:.2g} a token (at most {self._kd_limit:g}), though the student "
+                "is its teacher with an adapter that changes nothing yet",
+                "teacher and student differ: look at tokenizer, template and checkpoint of both",
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the first step: frozen parameters must be bit for bit what they were."""

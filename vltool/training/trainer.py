@@ -341,6 +341,11 @@ class CaptionTrainer(Seq2SeqTrainer):
                 logs |= {f"learning_rate/{tower}": rate for tower, rate in self.rates.items() if tower != "all"}
         super().log(logs, *args, **kwargs)
 
+    @property
+    def kd_weight(self) -> float:
+        """What the divergence is multiplied by in rows and in the loss."""
+        return 0.0 if self._distillation is None else self._distillation.llm_kd_weight
+
     def window_means(self) -> dict[str, float]:
         """Means over the steps since the last row, of all processes; reading them waits for the device."""
         return self._train_meter.means(self._ranks, parts=False)

@@ -14,6 +14,7 @@ from vltool.errors import InvalidInput, MissingOnHost, RunFailed, VltoolError
 from vltool.run.deepspeed import zero_stage
 from vltool.run.evidence import Evidence, to_json, write_atomically
 from vltool.run.folder import PLAN_FILE_NAME
+from vltool.run.guard import kd_tolerance, why_no_equal
 from vltool.run.manifest import make_manifest
 from vltool.run.plan import RunPlan
 from vltool.run.reporter import Reporter
@@ -131,7 +132,8 @@ class _Run:
         trainer, records = self._trainer()
         for callback in swift_bridge.MS_SWIFT_CALLBACKS:
             trainer.remove_callback(callback)
-        step_audit = StepAudit(trainer, self._evidence, self._keep, self._ranks, self._reporter)
+        kd_limit = None if why_no_equal(self._plan) else kd_tolerance(self._plan)
+        step_audit = StepAudit(trainer, self._evidence, self._keep, self._ranks, self._reporter, kd_limit=kd_limit)
         trainer.add_callback(step_audit)
         probe = Probe(trainer, records[0], self._evidence, self._keep) if self._plan.probe else None
         if probe is not None:
