@@ -39,7 +39,7 @@ def test_no_tensor_of_tokens_by_vocabulary_exists(recipe, real_ids, overlay, tra
 
     widest = []
     tokens = []
-    real_step, real_loss = CaptionTrainer.training_step, CaptionTrainer._loss
+    real_step, real_loss = CaptionTrainer.training_step, CaptionTrainer._losses
 
     def watched(self, *args, **kwargs):
         with WidestTensor() as mode:
@@ -49,11 +49,11 @@ def test_no_tensor_of_tokens_by_vocabulary_exists(recipe, real_ids, overlay, tra
 
     def counted(self, *args, **kwargs):
         result = real_loss(self, *args, **kwargs)
-        tokens.append(float(result[0].tokens))
+        tokens.append(float(result.text.tokens))
         return result
 
     monkeypatch.setattr(CaptionTrainer, "training_step", watched)
-    monkeypatch.setattr(CaptionTrainer, "_loss", counted)
+    monkeypatch.setattr(CaptionTrainer, "_losses", counted)
     training = {
         "bf16": False, "max_steps": 2, "save_steps": 2, "effective_batch_size": 8, "per_device_train_batch_size": 8,
     }  # fmt: skip
@@ -71,7 +71,8 @@ def test_the_teacher_does_not_run_where_nothing_asks_for_it(overlay, train, monk
     def no_teacher(*args, **kwargs):
         raise AssertionError("the teacher was called")
 
-    monkeypatch.setattr(worker.AdaptersOff, "hidden_and_head", no_teacher)
+    for name in ("hidden_and_head", "features", "writing"):
+        monkeypatch.setattr(worker.AdaptersOff, name, no_teacher)
     run = train(overlay("stage3_gkd_forward", rlhf={"llm_kd_weight": 0.0}))
     assert not any("llm_kd_loss" in name for row in run.rows for name in row)
     with pytest.raises(AssertionError, match="the teacher was called"):
