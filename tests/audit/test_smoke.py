@@ -224,7 +224,9 @@ def test_smoke_runs_a_recipe_of_the_operators_own(overlay, tmp_path):
 
     recipe = overlay("stage2_llm_lora", tuner={"freeze_aligner": True})
     keep = tmp_path / "kept"
-    result = run_smoke(str(recipe), tiny=False, nproc=None, keep=keep, reporter=Silent())
+    reporter = Silent()
+    result = run_smoke(str(recipe), tiny=False, nproc=None, keep=keep, reporter=reporter)
+    assert reporter.warnings == []
     by_id = {verdict.id: verdict for verdict in result.verdicts}
     assert result.passed, [verdict for verdict in result.verdicts if verdict.status != "pass"]
     assert by_id["teacher"].status == "not asked"
@@ -240,3 +242,11 @@ def test_smoke_in_two_processes():
     by_id = {verdict.id: verdict for verdict in result.verdicts}
     assert result.passed, [verdict for verdict in result.verdicts if verdict.status != "pass"]
     assert by_id["processes"].evidence == "every trained tensor bit for bit, on 2 processes"
+
+
+def test_the_overlays_of_smoke_say_nothing_of_their_own():
+    from vltool.audit.smoke import run_smoke
+
+    reporter = Silent()
+    assert run_smoke("stage1_aligner_lora", tiny=True, nproc=None, keep=None, reporter=reporter).passed
+    assert reporter.warnings == []
