@@ -147,7 +147,7 @@ class CaptionTrainer(Seq2SeqTrainer):
             if plan.llm_kd_weight > 0.0:
                 teacher_hidden_BSH, teacher_head_VH, taught = self._teacher.all(model_inputs)
                 teacher_hidden_NH = teacher_hidden_BSH[:, :-1].flatten(0, 1)
-            else:
+            elif visual is not None:
                 with self.accelerator.autocast():
                     taught = self._teacher.features(model_inputs)
         patches = self._step_patches if label_tokens is not None else max(facts.patches, 1)
