@@ -1,4 +1,4 @@
-"""ms-swift's trainer with vltool's loss, metrics, data and checkpoints. No loss maths here.
+"""ms-swift's trainer with vltool's loss, metrics and data. No loss maths here.
 
 Suffixes: B batch, S sequence, H hidden size.
 """
@@ -6,7 +6,6 @@ Suffixes: B batch, S sequence, H hidden size.
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -16,32 +15,27 @@ from typing import Any
 import torch
 from accelerate.data_loader import SkipBatchSampler
 from torch import Tensor
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import rotate_checkpoints
 
 from vltool.checkpoint.architecture import Tower, tower_of
 from vltool.errors import BadContent, RunFailed
 from vltool.run.distillation import DistillationPlan, Source
 from vltool.run.telemetry import append_completion
-from vltool.training import pissa
 from vltool.training.adalora import orthogonality
+from vltool.training.checkpoints import CheckpointingTrainer
 from vltool.training.collate import FACTS, PROMPTS, BlankImage, Collator, raise_failure
 from vltool.training.generate import answered, draw_source, generate
 from vltool.training.loader import Batches
 from vltool.training.losses import IGNORE, distillation_loss
 from vltool.training.meter import Losses, Meter
 from vltool.training.ranks import Ranks
-from vltool.training.swift_bridge import DataLoaderShard, Seq2SeqTrainer
+from vltool.training.swift_bridge import DataLoaderShard
 from vltool.training.teacher import HeadTap, Teacher, evaluating, gathered
 from vltool.training.vision_kd import FeatureTap, vision_terms
-
-STAGING = ".saving"
-"""Folder in the run folder in which a checkpoint is written before it is renamed to its place."""
 
 _NOT_FOR_THE_MODEL = (FACTS, PROMPTS, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel")
 
 
-class CaptionTrainer(Seq2SeqTrainer):
+class CaptionTrainer(CheckpointingTrainer):
     """Cross entropy, with or without a teacher, over label tokens of the whole optimizer step."""
 
     def __init__(
@@ -58,31 +52,24 @@ class CaptionTrainer(Seq2SeqTrainer):
         self._blank = blank
         self._sampling = None if distillation is None else distillation.sampling
         self._source: Source = "dataset"
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, ranks=ranks, **kwargs)
         if self.accelerator.num_processes != ranks.count:
             raise RunFailed(
                 f"accelerate works with {self.accelerator.num_processes} processes, but the run has {ranks.count}: "
                 "each would train on its own",
                 "this is a defect of vltool or of its dependencies: please report it with the plan.json",
             )
-        # The parent would look for old checkpoints in the wrong folder, and at the end delete the last one
-        # where only one is to be kept and another was best.
-        self._checkpoints_kept = self.args.save_total_limit
-        self.args.save_total_limit = None
         self._distillation = distillation
         self._teacher = teacher
         self._tap = tap
         self._features = features
         self._step_patches = 1.0
         self._patches_a_token = self.accelerator.unwrap_model(self.model).config.vision_config.spatial_merge_size ** 2
-        self._ranks = ranks
         self._train_meter = Meter(distillation)
         self._eval_meter = Meter(distillation)
         self._eval_batches = 0
         self._eval_loader: DataLoaderShard | None = None
-        self._staging: Path | None = None
         self._group_towers: list[str] = []
-        self._started: dict[str, Tensor] = {}
         self.saw_images = False
         """Whether a record of the current optimizer step holds an image, on any process."""
         self.rates: dict[str, float] = {}
@@ -373,59 +360,3 @@ class CaptionTrainer(Seq2SeqTrainer):
             {f"eval_{name}": value for name, value in self._eval_meter.means(self._ranks, parts=True).items()}
         )
         return output
-
-    # --- checkpoints ------------------------------------------------------------------------------
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._staging or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Write the checkpoint beside, then rename it: a folder named checkpoint-N is always whole."""
-        run_dir = Path(self.args.output_dir)
-        name = f"checkpoint-{self.state.global_step}"
-        self._staging = run_dir / STAGING
-        if self._ranks.is_first:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging.mkdir()
-            # ms-swift copies it from beside the checkpoint, for its tools that merge and serve.
-            if (run_dir / "args.json").is_file():
-                shutil.copy(run_dir / "args.json", self._staging)
-        self._ranks.wait()
-        try:
-            super()._save_checkpoint(model, trial)
-            best = run_dir / f"checkpoint-{self.state.best_global_step}"
-            self._ranks.wait()
-            if best.is_dir() or best.name == name:
-                # The parent takes the folder beside for its place, and writes that down.
-                self.state.best_model_checkpoint = str(best)
-            if self._ranks.is_first:
-                self.state.save_to_json(str(self._staging / name / TRAINER_STATE_NAME))
-                if (run_dir / name).exists():
-                    shutil.rmtree(run_dir / name)
-                (self._staging / name).rename(run_dir / name)
-        finally:
-            if self._ranks.is_first:
-                shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
-        self._update_last_checkpoint_symlink()
-        if self._ranks.is_first:
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self._checkpoints_kept,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-            )
-        self._ranks.wait()
-
-    def _save_initial_model(self, output_dir: str) -> None:
-        self._started = pissa.start_factors(self.accelerator.unwrap_model(self.model))
-
-    def _save_converted_model(self, output_dir: str) -> None:
-        # The parent keeps such an adapter beside the one that only its own process could load.
-        if self._started:
-            pissa.make_plain(Path(output_dir), self._started)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._started:
-            pissa.load_trained(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint), self._started)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
