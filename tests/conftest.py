@@ -14,6 +14,9 @@ import pytest
 
 # As `vltool train` has it, and before anything imports torch: on two cores, threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Without a GPU Triton's kernels are interpreted; it asks when it is first imported, which others do too.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 SIDES_PX = ((64, 96), (96, 64), (64, 64), (128, 64))
 WORDS = ("red square", "blue bar: thin", "green dot, round", "a long yellow stripe across", "box", "grey thing at left")

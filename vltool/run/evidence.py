@@ -48,6 +48,8 @@ class Evidence(Struct, kw_only=True):
     """What came from an earlier stage; None without one."""
     tower_problems: list[str] | None = None
     """Audit before step 1; empty: nothing wrong."""
+    loss_backend: str | None = None
+    """`triton`, or `eager` and why: what computes the loss."""
     kd_at_start: float | None = None
     """Divergence of student and teacher per label token of the fixed batch, before step 1."""
     gradient_problems: list[str] | None = None

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_MAX_EXPONENT = 80.0
-"""Largest x at which exp(x) is far from fp32's limit."""
-_LEAST_MASS = 1e-12
-"""Of what a truncated teacher leaves to other tokens: rounding may leave less than nothing."""
+from vltool.training.chunks import Settings, Teacher, TopK, eager_chunk, logits_of
+
+Backend = Literal["triton", "eager"]
+"""What computes a chunk: the kernels of `vltool.training.kernels`, or plain torch."""
+
 IGNORE = -100
 """Label of positions that no loss sees."""
 
@@ -57,7 +59,7 @@ def distillation_loss(
     *,
     teacher_hidden_NH: Tensor | None = None,
     teacher_head_VH: Tensor | None = None,
-    teacher_topk: tuple[Tensor, Tensor] | None = None,
+    teacher_topk: TopK | tuple[Tensor, Tensor] | None = None,
     beta: float = 0.5,
     temperature: float = 1.0,
     ce_weight: float = 1.0,
@@ -67,6 +69,7 @@ def distillation_loss(
     group_count: int | None = None,
     denominator: Tensor | float | None = None,
     chunk_tokens: int = 256,
+    backend: Backend | None = None,
 ) -> DistillationLoss:
     """Cross entropy and JSD_β over label positions, in chunks of `chunk_tokens` positions.
 
@@ -75,13 +78,14 @@ def distillation_loss(
     student_hidden_NH, teacher_hidden_NH: last hidden states, any float dtype; the teacher's may have
         another hidden size, with its own head of the same vocabulary. Without a teacher kd_sum is 0.
     student_head_VH, teacher_head_VH: weights of the language heads; an adapted head is passed merged.
-    teacher_topk: in place of those, (logprobs_NK, ids_NK): log p of K different tokens a position, at
-        `temperature`. With K = V they are the whole teacher.
+    teacher_topk: in place of those, (logprobs_NK, ids_NK) or (logprobs_NK, ids_NK, tail_N): log p of K different
+        tokens a position, at `temperature`, and of all others together. With K = V they are the whole teacher.
     ce_mask_N: bool; positions that are False are left out of the cross entropy, not of the divergence.
     group_N: int64, from 0; the sums are given for each of `group_count` groups too (by default one more than
         the largest, for which the device is waited for).
     denominator: what the sums are divided by; by default the number of label positions here. A
         training step passes the number of the whole optimizer step, so that micro-batches add up.
+    backend: by default what `backend_for` says; both give the same numbers.
 
     Differentiable once in student_hidden_NH and, when it requires grad, in student_head_VH; gradients
     are made inside the forward chunk, so no [N, V] tensor outlives one. Without any label position the
@@ -122,22 +126,20 @@ def distillation_loss(
         denominator = float(max(positions.numel(), 1))
     if group_N is not None and group_count is None:
         group_count = int(group_N.max()) + 1 if group_N.numel() else 0
-    settings = _Settings(beta, temperature, ce_weight, kd_weight, chunk_tokens, group_count or 0)
-    known = (None, None) if teacher_topk is None else teacher_topk
     loss, sums, groups = _FusedLoss.apply(
         student_hidden_NH.index_select(0, positions),
         student_head_VH,
         labels_N.index_select(0, positions),
-        _Teacher(
-            hidden=chosen(teacher_hidden_NH),
+        Teacher(
+            hidden=teacher_hidden_NH,
             head=None if teacher_head_VH is None else teacher_head_VH.detach(),
-            logprobs=chosen(known[0]),
-            ids=chosen(known[1]),
-        ),
+            topk=None if teacher_topk is None else TopK(*teacher_topk),
+        ).at(positions),
         chosen(ce_mask_N),
         chosen(group_N),
         torch.as_tensor(denominator, dtype=torch.float64, device=student_hidden_NH.device),
-        settings,
+        Settings(beta, temperature, ce_weight, kd_weight),
+        _Work(chunk_tokens, group_count or 0, backend or backend_for(student_hidden_NH.device, student_head_VH.dtype)),
     )
     ce_sum, kd_sum, entropy_sum, correct = sums.unbind()
     return DistillationLoss(
@@ -151,29 +153,31 @@ def distillation_loss(
     )
 
 
+def backend_for(device: torch.device, dtype: torch.dtype) -> Backend:
+    """`triton` for logits of up to 32 bits on a GPU on which Triton's kernels run, `eager` everywhere else."""
+    return "triton" if why_eager(device, dtype) is None else "eager"
+
+
+def why_eager(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why plain torch computes the loss of logits of this dtype on this device; None where the kernels do."""
+    if device.type != "cuda":
+        return f"Triton has no kernels for {device.type}"
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    from vltool.training import kernels
+
+    if dtype not in kernels.DTYPES:
+        return f"the kernels do not take {dtype}"
+    return kernels.why_unusable(device)
+
+
 @dataclass(frozen=True, slots=True)
-class _Settings:
-    beta: float
-    temperature: float
-    ce_weight: float
-    kd_weight: float
+class _Work:
+    """How the work is done, which changes no number."""
+
     chunk_tokens: int
     group_count: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Teacher:
-    """Hidden states [N, H] and head [V, H], or log-probabilities and ids of the likeliest tokens [N, K], or nothing."""
-
-    hidden: Tensor | None
-    head: Tensor | None
-    logprobs: Tensor | None
-    ids: Tensor | None
-
-    def at(self, rows: slice) -> _Teacher:
-        """The same at some positions."""
-        hidden, logprobs, ids = (None if t is None else t[rows] for t in (self.hidden, self.logprobs, self.ids))
-        return _Teacher(hidden, self.head, logprobs, ids)
+    backend: Backend
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -183,27 +187,33 @@ class _FusedLoss(torch.autograd.Function):
         hidden_NH: Tensor,
         head_VH: Tensor,
         labels_N: Tensor,
-        teacher: _Teacher,
+        teacher: Teacher,
         ce_mask_N: Tensor | None,
         group_N: Tensor | None,
         denominator: Tensor,
-        settings: _Settings,
+        settings: Settings,
+        work: _Work,
     ) -> tuple[Tensor, ...]:
+        if work.backend == "triton":
+            from vltool.training.kernels import kernel_chunk as chunk
+        else:
+            chunk = eager_chunk
         wants_hidden, wants_head = ctx.needs_input_grad[:2]
         # fp32 accumulation: the head's gradient is a sum over all chunks, the sums run over all tokens.
         grad_hidden_NH = torch.zeros_like(hidden_NH) if wants_hidden else None
         grad_head_VH = torch.zeros_like(head_VH, dtype=torch.float32) if wants_head else None
         sums = torch.zeros(4, dtype=torch.float64, device=hidden_NH.device)
-        groups_G5 = torch.zeros(settings.group_count, 5, dtype=torch.float64, device=hidden_NH.device)
+        groups_G5 = torch.zeros(work.group_count, 5, dtype=torch.float64, device=hidden_NH.device)
 
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            for start in range(0, hidden_NH.shape[0], settings.chunk_tokens):
-                rows = slice(start, start + settings.chunk_tokens)
-                values_C4, grad_logits_CV = _chunk(
-                    _logits(hidden_NH[rows], head_VH),
+            for start in range(0, hidden_NH.shape[0], work.chunk_tokens):
+                rows = slice(start, start + work.chunk_tokens)
+                values_C4, grad_logits_CV = chunk(
+                    logits_of(hidden_NH[rows], head_VH),
                     labels_N[rows],
                     teacher.at(rows),
                     None if ce_mask_N is None else ce_mask_N[rows],
+                    denominator,
                     settings,
                     wants_grad=wants_hidden or wants_head,
                 )
@@ -211,12 +221,10 @@ class _FusedLoss(torch.autograd.Function):
                 if group_N is not None:
                     groups_G5[:, :4].index_add_(0, group_N[rows], values_C4)
                     groups_G5[:, 4].index_add_(0, group_N[rows], torch.ones_like(values_C4[:, 0]))
-                if grad_logits_CV is not None:
-                    grad_logits_CV = (grad_logits_CV / denominator).to(head_VH.dtype)
-                    if grad_hidden_NH is not None:
-                        grad_hidden_NH[rows] = grad_logits_CV @ head_VH
-                    if grad_head_VH is not None:
-                        grad_head_VH += (grad_logits_CV.T @ hidden_NH[rows].to(head_VH.dtype)).float()
+                if grad_hidden_NH is not None and grad_logits_CV is not None:
+                    grad_hidden_NH[rows] = grad_logits_CV @ head_VH
+                if grad_head_VH is not None and grad_logits_CV is not None:
+                    grad_head_VH += (grad_logits_CV.T @ hidden_NH[rows].to(head_VH.dtype)).float()
 
         ctx.save_for_backward(grad_hidden_NH, None if grad_head_VH is None else grad_head_VH.to(head_VH.dtype))
         loss = (settings.ce_weight * sums[0] + settings.kd_weight * sums[1]) / denominator
@@ -230,103 +238,8 @@ class _FusedLoss(torch.autograd.Function):
         return (
             None if grad_hidden_NH is None else grad_hidden_NH * grad_loss.to(grad_hidden_NH.dtype),
             None if grad_head_VH is None else grad_head_VH * grad_loss.to(grad_head_VH.dtype),
-            *(None,) * 6,
+            *(None,) * 7,
         )
-
-
-def _logits(hidden_CH: Tensor, head_VH: Tensor) -> Tensor:
-    """Logits in fp32 (fp64 for fp64 inputs), the product itself in the head's dtype."""
-    logits_CV = hidden_CH.to(head_VH.dtype) @ head_VH.T
-    return logits_CV if logits_CV.dtype == torch.float64 else logits_CV.float()
-
-
-def _chunk(
-    logits_CV: Tensor,
-    labels_C: Tensor,
-    teacher: _Teacher,
-    ce_mask_C: Tensor | None,
-    settings: _Settings,
-    *,
-    wants_grad: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """ce, kd, entropy and correct [C, 4] in float64, and the gradient of ce_weight·ce + kd_weight·kd by the logits."""
-    logprobs_CV = logits_CV.log_softmax(-1)
-    probs_CV = logprobs_CV.exp()
-    ce_C = -logprobs_CV.gather(-1, labels_C[:, None]).squeeze(-1)
-    weight_C = torch.full_like(ce_C, settings.ce_weight)
-    if ce_mask_C is not None:
-        ce_C = ce_C.masked_fill(~ce_mask_C, 0.0)
-        weight_C = weight_C.masked_fill(~ce_mask_C, 0.0)
-    entropy_C = -(probs_CV * logprobs_CV).sum(-1)
-    correct_C = logits_CV.argmax(-1) == labels_C
-
-    kd_C = torch.zeros_like(ce_C)
-    kd_grad_CV = None
-    if teacher.hidden is not None or teacher.ids is not None:
-        tau = settings.temperature
-        student_CV = logprobs_CV if tau == 1.0 else (logits_CV / tau).log_softmax(-1)
-        if teacher.ids is None:
-            assert teacher.hidden is not None
-            assert teacher.head is not None
-            teacher_logits_CV = _logits(teacher.hidden, teacher.head)
-            teacher_CV = (teacher_logits_CV if tau == 1.0 else teacher_logits_CV / tau).log_softmax(-1)
-            kd_C, kd_grad_CV = _divergence(student_CV, teacher_CV, settings.beta)
-        else:
-            assert teacher.logprobs is not None
-            kd_C, kd_grad_CV = _truncated(student_CV, teacher.logprobs, teacher.ids, settings.beta)
-        kd_grad_CV = kd_grad_CV.div_(tau)
-
-    values_C4 = torch.stack((ce_C, kd_C, entropy_C, correct_C.to(ce_C.dtype)), dim=1).double()
-    if not wants_grad:
-        return values_C4, None
-    grad_CV = probs_CV * weight_C[:, None]
-    grad_CV.scatter_add_(-1, labels_C[:, None], -weight_C[:, None])
-    if kd_grad_CV is not None:
-        grad_CV.add_(kd_grad_CV, alpha=settings.kd_weight)
-    return values_C4, grad_CV
-
-
-def _divergence(logq_CV: Tensor, logp_CV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Divergence of student q from teacher p per position, and its gradient by the logits of q.
-
-    Everything is a function of d = log p − log q, so that equal distributions give an exact zero. Through
-    softmax, a derivative g by q becomes q·(g − Σ q·g) by its logits.
-    """
-    d_CV = logp_CV - logq_CV
-    q_CV = logq_CV.exp()
-    if beta == 0.0:
-        # KL(p‖q); by the logits: q − p.
-        p_CV = logp_CV.exp()
-        return (p_CV * d_CV).sum(-1), q_CV - p_CV
-    if beta == 1.0:
-        # KL(q‖p); by q: −d, up to a constant, and Σ q·d is −KL itself.
-        kl_C = -(q_CV * d_CV).sum(-1)
-        return kl_C, d_CV.neg_().sub_(kl_C[:, None]).mul_(q_CV)
-    # log(m/q) = log(1 + β(p/q − 1)); where p/q would overflow, log β + d, to which this comes down as well.
-    bounded_CV = d_CV.clamp(max=_MAX_EXPONENT)
-    log_mq_CV = torch.log1p(torch.expm1(bounded_CV).mul_(beta)).add_(d_CV - bounded_CV)
-    kl_pm_C = d_CV.sub_(log_mq_CV).mul_(logp_CV.exp()).sum(-1)
-    kl_qm_C = -(q_CV * log_mq_CV).sum(-1)
-    # By q, the terms of KL(p‖m) and of m inside KL(q‖m) add up to a constant: (1−β)·log(q/m) is left.
-    grad_CV = log_mq_CV.add_(kl_qm_C[:, None]).mul_(q_CV).mul_(beta - 1)
-    return beta * kl_pm_C + (1 - beta) * kl_qm_C, grad_CV
-
-
-def _truncated(logq_CV: Tensor, logp_CK: Tensor, ids_CK: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """As `_divergence`, from a teacher of whom K tokens are known, all others being one category."""
-    known_CK, logp_CK = logq_CV.gather(-1, ids_CK), logp_CK.to(logq_CV.dtype)
-    if ids_CK.shape[-1] == logq_CV.shape[-1]:
-        kd_C, grad_CK = _divergence(known_CK, logp_CK, beta)
-        return kd_C, torch.zeros_like(logq_CV).scatter_(-1, ids_CK, grad_CK)
-    # Of the student, the logarithm of a sum; of the teacher, what is left of 1, which fp32 would round away.
-    others_CV = logq_CV.scatter(-1, ids_CK, -math.inf)
-    logq_tail_C1 = others_CV.logsumexp(-1, keepdim=True)
-    mass_C1 = logp_CK.double().exp().sum(-1, keepdim=True)
-    logp_tail_C1 = (1 - mass_C1).clamp(min=_LEAST_MASS).log().to(logq_CV.dtype)
-    kd_C, grad_CD = _divergence(torch.cat((known_CK, logq_tail_C1), -1), torch.cat((logp_CK, logp_tail_C1), -1), beta)
-    # A category's gradient is spread over its tokens as its probability is.
-    grad_CV = (others_CV - logq_tail_C1).exp_().mul_(grad_CD[:, -1:])
-    return kd_C, grad_CV.scatter_(-1, ids_CK, grad_CD[:, :-1])
 
 
 def jsd_upper_bound(beta: float) -> float:

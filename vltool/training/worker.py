@@ -25,6 +25,7 @@ from vltool.training.chain import carry
 from vltool.training.collate import EncodedRecords
 from vltool.training.freeze import audit_before, fingerprints
 from vltool.training.logs import logs_into
+from vltool.training.losses import why_eager
 from vltool.training.probe import Probe
 from vltool.training.ranks import Ranks, meet
 from vltool.training.teacher import AdaptersOff, FrozenCopy, HeadTap, Teacher
@@ -145,7 +146,7 @@ class _Run:
         # The stop comes last: it saves whatever the others say.
         for callback in (Finite(), Saving(self._plan.saving), stop):
             trainer.add_callback(callback)
-        self._reporter.stage("training")
+        self._say_what_computes_the_loss(trainer)
         try:
             with stop.listening():
                 trainer.train(resume_from_checkpoint=self._plan.resume)
@@ -180,6 +181,12 @@ class _Run:
             "last_checkpoint": self._evidence.last_checkpoint,
             "signal": stop.signal,
         }
+
+    def _say_what_computes_the_loss(self, trainer: CaptionTrainer) -> None:
+        why = why_eager(trainer.accelerator.device, self._tap.weight().dtype)
+        self._evidence.loss_backend = "triton" if why is None else f"eager: {why}"
+        self._keep()
+        self._reporter.stage(f"training, the loss in {'Triton kernels' if why is None else f'plain torch ({why})'}")
 
     def _compare_copies(self, trainer: CaptionTrainer) -> None:
         """Look whether the trained weights are the same on all processes, where each holds all of them."""
