@@ -64,6 +64,8 @@ class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     llm_kd_weight: float
     kd_temperature: float
     eval_kd_batches: int | Literal["all"]
+    offload_teacher: bool = False
+    """Keep a copy's weights in the host's memory between its passes."""
     visual: VisualPlan | None = None
     sampling: SamplingPlan | None = None
     """None: every step trains on the operator's captions."""
@@ -121,6 +123,7 @@ def distillation_plan(
         llm_kd_weight=rlhf.llm_kd_weight,
         kd_temperature=rlhf.kd_temperature,
         eval_kd_batches=rlhf.eval_kd_batches,
+        offload_teacher=rlhf.offload_teacher_model,
         visual=_visual(recipe),
         sampling=_sampling(recipe, every_source=every_source),
     )

@@ -123,7 +123,6 @@ def problems(recipe: Recipe) -> list[Problem]:
             ),
             (rlhf.teacher_cache is not None, "rlhf.teacher_cache", "a cached teacher"),
             (rlhf.teacher_completions_cache is not None, "rlhf.teacher_completions_cache", "cached completions"),
-            (rlhf.offload_teacher_model, "rlhf.offload_teacher_model", "offloading the teacher"),
         ]
     found = [
         Problem(f"{key}: this version of vltool cannot do {what} yet", _DO, recipe.where(key))

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from peft.utils import ModulesToSaveWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from vltool.checkpoint.architecture import in_adapter
 from vltool.errors import RunFailed
+from vltool.training.shared_vision import SharedBlocks, visual_of
 from vltool.training.vision_kd import Features, FeatureTap
 
 
@@ -66,88 +67,126 @@ class HeadTap:
         self._handle.remove()
 
 
-class Teacher(Protocol):
-    """Where the teacher's signal comes from."""
+class Teacher:
+    """Where the teacher's signal comes from: a model that runs without gradient on the batch the student has just seen.
 
-    def hidden_and_head(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """Last hidden states [B, S, H] and head weight [V, H], both without gradient."""
+    Its passes are made in inference mode, in evaluation mode and without a KV cache.
+    """
 
-    def features(self, inputs: Mapping[str, Any]) -> Features:
-        """What the vision tower makes of the images, without gradient and without the language tower."""
-
-    def all(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Features]:
-        """Both, of one forward pass."""
-
-    def writing(self) -> AbstractContextManager[Any]:
-        """Inside, the model that it gives generates as the teacher."""
-
-
-class AdaptersOff:
-    """The student with its adapters and saved modules disabled is the teacher: no second copy."""
-
-    def __init__(self, model: Any, tap: HeadTap, features: FeatureTap) -> None:
+    def __init__(self, model: Any, tap: HeadTap, features: FeatureTap, shared: SharedBlocks | None) -> None:
+        """shared: what the student's vision tower leaves to go on with; None where the two have nothing in common."""
         self._model = model
         self._tap = tap
         self._features = features
-        self._frozen = [p for name, p in model.named_parameters() if in_adapter(name) and not p.requires_grad]
+        self._shared = shared
+        self._in_shards = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
     @contextmanager
-    def _teaching(self) -> Iterator[None]:
-        with torch.no_grad(), self._model.disable_adapter(), evaluating(self._model):
+    def teaching(self) -> Iterator[None]:
+        """Inside, the model is the teacher."""
+        # ZeRO-3 gathers parameters into tensors that the student's pass uses as well.
+        with torch.no_grad() if self._in_shards else torch.inference_mode():
             yield
-        # peft makes all of an adapter trainable when it is switched on again.
-        for parameter in self._frozen:
-            parameter.requires_grad_(False)
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Inside, the student makes the pass on the batch that this teacher is asked about next."""
+        return nullcontext() if self._shared is None else self._shared.listening()
+
+    def head(self) -> Tensor:
+        """The head's weight [V, H], as it is during a pass."""
+        return self._tap.weight()
 
     def hidden_and_head(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """See `Teacher`."""
-        with self._teaching():
-            return self._tap.hidden(self._model, inputs), self._tap.weight(adapters=False)
+        """Last hidden states [B, S, H] and head weight [V, H]."""
+        with self.teaching():
+            if self._shared is not None:
+                inputs = self._shared.go_on(visual_of(self._model), inputs)
+            return self._tap.hidden(self._model, inputs), self.head()
 
     def features(self, inputs: Mapping[str, Any]) -> Features:
-        """See `Teacher`."""
-        with self._teaching():
-            return self._features.of_images(inputs)
+        """What the vision tower makes of the images, without the language tower."""
+        with self.teaching():
+            if self._shared is None:
+                return self._features.of_images(inputs)
+            with self._features.listening() as features:
+                self._shared.go_on(visual_of(self._model), inputs)
+            return features
 
     def all(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Features]:
-        """See `Teacher`."""
+        """Both, of one forward pass."""
         with self._features.listening() as features:
             return *self.hidden_and_head(inputs), features
 
     @contextmanager
     def writing(self) -> Iterator[Any]:
-        """See `Teacher`."""
-        with self._teaching():
+        """Inside, the model that it gives generates as the teacher."""
+        with self.teaching():
             yield self._model
 
 
-class FrozenCopy:
-    """A second model is the teacher."""
+class AdaptersOff(Teacher):
+    """The student with its adapters and saved modules disabled is the teacher: no second copy."""
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._tap = HeadTap(model)
-        self._features = FeatureTap(model)
-
-    def hidden_and_head(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-        """See `Teacher`."""
-        with torch.no_grad():
-            return self._tap.hidden(self._model, inputs), self._tap.weight()
-
-    def features(self, inputs: Mapping[str, Any]) -> Features:
-        """See `Teacher`."""
-        with torch.no_grad():
-            return self._features.of_images(inputs)
-
-    def all(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Features]:
-        """See `Teacher`."""
-        with self._features.listening() as features:
-            return *self.hidden_and_head(inputs), features
+    def __init__(self, model: Any, tap: HeadTap, features: FeatureTap, shared: SharedBlocks | None) -> None:
+        super().__init__(model, tap, features, shared)
+        self._modules = list(model.modules())
+        self._adapted = [m for m in self._modules if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)]
 
     @contextmanager
-    def writing(self) -> Iterator[Any]:
+    def teaching(self) -> Iterator[None]:
         """See `Teacher`."""
-        yield self._model
+        was_training = self._model.training
+        self._switch(training=False, disabled=True)
+        try:
+            with super().teaching():
+                yield
+        finally:
+            self._switch(training=was_training, disabled=False)
+
+    def _switch(self, *, training: bool, disabled: bool) -> None:
+        # peft's own `disable_adapter` walks the model several times, and leaves all of an adapter trainable.
+        for module in self._adapted:
+            module._disable_adapters = disabled  # noqa: SLF001
+        for module in self._modules:
+            module.training = training
+
+    def head(self) -> Tensor:
+        """See `Teacher`."""
+        return self._tap.weight(adapters=False)
+
+
+class FrozenCopy(Teacher):
+    """A second model is the teacher."""
+
+    def __init__(self, model: Any, shared: SharedBlocks | None, *, offload: bool) -> None:
+        """offload: keep its weights in the host's memory between passes; the device gets them for each."""
+        super().__init__(model, HeadTap(model), FeatureTap(model), shared)
+        self._device = next(model.parameters()).device
+        self._home: list[tuple[Tensor, Tensor]] = []
+        if offload and self._device.type != "cpu":
+            tensors = (*model.parameters(), *model.buffers())
+            self._home = [(tensor, tensor.data.cpu().pin_memory()) for tensor in tensors]
+            self._leave()
+
+    @contextmanager
+    def teaching(self) -> Iterator[None]:
+        """See `Teacher`."""
+        for tensor, home in self._home:
+            tensor.data = home.to(self._device, non_blocking=True)
+        try:
+            with super().teaching():
+                yield
+        finally:
+            self._leave()
+
+    def head(self) -> Tensor:
+        """See `Teacher`."""
+        # A name of its own for the weight on the device, which the parameter leaves again.
+        return super().head().detach()
+
+    def _leave(self) -> None:
+        for tensor, home in self._home:
+            tensor.data = home
 
 
 @contextmanager

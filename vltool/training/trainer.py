@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,8 @@ class CaptionTrainer(CheckpointingTrainer):
         labels_BS, facts, plan = inputs["labels"], inputs[FACTS], self._distillation
         model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
         visual = plan.visual if plan is not None and with_kd else None
-        with self._features.listening() as student:
+        watching = self._teacher.watching() if self._teacher is not None and with_kd else nullcontext()
+        with self._features.listening() as student, watching:
             hidden_BSH = self._tap.hidden(model, model_inputs)
         teacher_hidden_NH = teacher_head_VH = taught = None
         if with_kd:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vltool.run.distillation import VisualPlan
+from vltool.training.shared_vision import visual_of
 
 Distance = Literal["mse", "cosine"]
 
@@ -36,6 +37,9 @@ def feature_distance(
         )
     exact = torch.float64 if student_TD.dtype == torch.float64 else torch.float32
     with torch.autocast(student_TD.device.type, enabled=False):
+        if teacher_TD.is_inference():
+            # Autograd keeps what a cosine needs, but nothing that was made in inference mode.
+            teacher_TD = teacher_TD.clone()
         student_TD, teacher_TD = student_TD.to(exact), teacher_TD.detach().to(exact)
         if distance == "mse":
             distance_T = (student_TD - teacher_TD).square().mean(-1)
@@ -59,8 +63,7 @@ class FeatureTap:
     """
 
     def __init__(self, model: Any) -> None:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._visual = base.model.visual
+        self._visual = visual_of(model)
         self._open: Features | None = None
         self._handles = [
             self._visual.merger.register_forward_pre_hook(self._before_merger),

@@ -28,6 +28,7 @@ from vltool.training.logs import logs_into
 from vltool.training.losses import why_eager
 from vltool.training.probe import Probe
 from vltool.training.ranks import Ranks, meet
+from vltool.training.shared_vision import SharedBlocks, common_blocks
 from vltool.training.teacher import AdaptersOff, FrozenCopy, HeadTap, Teacher
 from vltool.training.trainer import CaptionTrainer
 from vltool.training.vision_kd import FeatureTap
@@ -246,10 +247,14 @@ class _Run:
         distillation = self._plan.distillation
         if distillation is None or not distillation.needs_teacher:
             return None
+        model = self._prepared.model
+        blocks = common_blocks(model) if distillation.teacher_model == self._plan.model else 0
+        shared = SharedBlocks(model, blocks) if blocks else None
         if distillation.teacher == "adapters_off":
-            return AdaptersOff(self._prepared.model, self._tap, self._features)
+            return AdaptersOff(model, self._tap, self._features, shared)
         self._reporter.stage("loading the teacher")
-        return FrozenCopy(swift_bridge.build_teacher(self._plan, self._prepared))
+        teacher = swift_bridge.build_teacher(self._plan, self._prepared)
+        return FrozenCopy(teacher, shared, offload=distillation.offload_teacher)
 
     def _telemetry(self) -> Telemetry | None:
         """What writes the rows, on the process that does."""
