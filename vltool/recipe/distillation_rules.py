@@ -72,6 +72,20 @@ def whose_text_is_trained_on(settings: Settings) -> None:
         settings.note("rlhf.lmbda", what, "write lmbda: 0.0")
 
 
+def a_cache_knows_the_captions(settings: Settings) -> None:
+    """A cached teacher was asked about the records as they are, and about nothing else."""
+    if settings["rlhf.teacher_cache"] is None or settings["rlhf.rlhf_type"] is None:
+        return
+    if settings["rlhf.lmbda"] or settings["rlhf.seq_kd"]:
+        what = "rlhf.teacher_cache knows your captions, not text that is sampled (lmbda above 0, seq_kd)"
+        settings.problem("rlhf.teacher_cache", what, "write lmbda: 0.0 and seq_kd: false, or take teacher_cache out")
+    if settings["custom.augmentation.enabled"]:
+        what = "rlhf.teacher_cache knows your images as they are, not augmented"
+        settings.problem("rlhf.teacher_cache", what, "write augmentation: {enabled: false}, or take teacher_cache out")
+    if settings["rlhf.llm_kd_weight"] == 0:
+        settings.note("rlhf.teacher_cache", "rlhf.teacher_cache has no effect: llm_kd_weight is 0", "take the line out")
+
+
 def _note_unused(settings: Settings, key: str, why: str) -> None:
     """A key that does nothing, unless it is merely inherited by a recipe that turned sampling off."""
     if settings.written(key) and settings.settled_by(key, "rlhf.lmbda", "rlhf.seq_kd"):
@@ -105,5 +119,6 @@ RULES = (
     something_is_weighted,
     beta_is_no_weight,
     whose_text_is_trained_on,
+    a_cache_knows_the_captions,
     vision_terms_can_be_more_than_zero,
 )

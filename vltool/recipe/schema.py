@@ -126,6 +126,7 @@ class Rlhf(Section, frozen=True, kw_only=True):
         NonNegative | Literal["all"], Meta(description="Evaluation batches on which the divergence is measured.")
     ] = 8
     teacher_cache: Annotated[str | None, Meta(description="Folder of cached teacher log-probabilities.")] = None
+    teacher_cache_topk: Annotated[Positive, Meta(description="Tokens of a position that `teacher_cache` keeps.")] = 64
     teacher_completions_cache: Annotated[str | None, Meta(description="Folder of cached teacher answers.")] = None
     offload_teacher_model: Annotated[bool, Meta(description="Keep the teacher's copy on the CPU between uses.")] = False
 

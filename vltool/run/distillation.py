@@ -12,6 +12,7 @@ from vltool.errors import Problem
 from vltool.recipe.schema import Recipe
 from vltool.run.arguments import TunerPlan
 from vltool.run.bases import read_checkpoint
+from vltool.run.teacher_cache import CachePlan
 
 _ADDITIVE_STARTS = ("true", "True", "gaussian")
 """Values of `init_weights` that leave the base's own weights as they are."""
@@ -66,6 +67,8 @@ class DistillationPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     eval_kd_batches: int | Literal["all"]
     offload_teacher: bool = False
     """Keep a copy's weights in the host's memory between its passes."""
+    cache: CachePlan | None = None
+    """None: the teacher runs beside the student."""
     visual: VisualPlan | None = None
     sampling: SamplingPlan | None = None
     """None: every step trains on the operator's captions."""
@@ -124,6 +127,7 @@ def distillation_plan(
         kd_temperature=rlhf.kd_temperature,
         eval_kd_batches=rlhf.eval_kd_batches,
         offload_teacher=rlhf.offload_teacher_model,
+        cache=_cache(recipe),
         visual=_visual(recipe),
         sampling=_sampling(recipe, every_source=every_source),
     )
@@ -149,6 +153,13 @@ def _one_of_each(shares: dict[Source, float]) -> tuple[Source, ...]:
     """Each kind of text once, then the operator's, from which a short run can be seen to learn."""
     asked = [source for source, share in shares.items() if share > 0]
     return (*asked, *asked[:1] * _SHORT_RUN)
+
+
+def _cache(recipe: Recipe) -> CachePlan | None:
+    folder = recipe.rlhf.teacher_cache
+    if folder is None or not recipe.rlhf.llm_kd_weight:
+        return None
+    return CachePlan(folder=folder, topk=recipe.rlhf.teacher_cache_topk)
 
 
 def _visual(recipe: Recipe) -> VisualPlan | None:

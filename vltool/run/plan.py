@@ -28,6 +28,7 @@ from vltool.run.folder import choose_folder
 from vltool.run.merge import MergePlan, read_merge
 from vltool.run.ranks import LaunchPlan, launch_plan
 from vltool.run.resume import check_resume
+from vltool.run.teacher_cache import check_cache
 
 SILENT_RESIZERS = ("MAX_PIXELS", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "IMAGE_MIN_TOKEN_NUM", "SPATIAL_MERGE_SIZE")
 """Environment variables by which the training stack resizes images without a word."""
@@ -215,6 +216,7 @@ def make_plan(
     )
     if not to_show:
         check_resume(plan, problems)
+        check_cache(plan, problems, recipe.where("rlhf.teacher_cache"), audited=False)
     if problems:
         raise InvalidInput(problems)
     return plan

@@ -121,7 +121,6 @@ def problems(recipe: Recipe) -> list[Problem]:
                 "deepspeed.config",
                 "sampling (lmbda above 0, seq_kd) under ZeRO-3",
             ),
-            (rlhf.teacher_cache is not None, "rlhf.teacher_cache", "a cached teacher"),
             (rlhf.teacher_completions_cache is not None, "rlhf.teacher_completions_cache", "cached completions"),
         ]
     found = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,24 @@ from torch.utils.data import Dataset, get_worker_info
 
 from vltool.data.dataset import CaptionDataset
 from vltool.errors import BadContent, Problem
+from vltool.training.chunks import TopK
 from vltool.training.generate import prompt_of
 from vltool.training.losses import IGNORE
+from vltool.training.teacher_cache import TeacherCache
 
 FACTS = "vltool_facts"
 """Key of a batch under which its `BatchFacts` lie."""
 
 
+TAUGHT = dict(zip(TopK._fields, ("taught_logprobs", "taught_ids", "taught_tail"), strict=True))
+"""Part of a cached teacher's word -> the key under which it lies in a batch, for all its label positions in order."""
+
 PROMPTS = "vltool_prompts"
 """Key of a batch under which its samples lie without their answers, where some steps sample their own."""
+
+
+_TAUGHT = "taught"
+"""The same of one sample, before it is in a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,12 @@ class EncodedRecords(Dataset[dict[str, Any]]):
     worker would reach the user wrapped in that worker's traceback.
     """
 
-    def __init__(self, records: CaptionDataset, encode: Encode, blank: BlankImage) -> None:
+    def __init__(
+        self, records: CaptionDataset, encode: Encode, blank: BlankImage, cache: TeacherCache | None = None
+    ) -> None:
+        """cache: what a teacher said of them, which samples hold once `reads_cache` is set."""
+        self.cache = cache
+        self.reads_cache = False
         self._records = records
         self._blank = blank
         self._encode = encode
@@ -111,7 +125,10 @@ class EncodedRecords(Dataset[dict[str, Any]]):
         try:
             sample = self._records[index]
             where = sample.where
-            return self._encode(sample.messages)
+            encoded = self._encode(sample.messages)
+            if self.cache is not None and self.reads_cache:
+                encoded[_TAUGHT] = self.cache.read_for(index, encoded)
+            return encoded
         except BadContent as error:
             return {FACTS: BatchFacts(problems=tuple(Problem(p.what, p.do, p.where or where) for p in error.problems))}
 
@@ -148,9 +165,19 @@ class Collator:
         )
         # Prompts first: padding works on the samples themselves.
         prompts = {PROMPTS: Prompts(tuple(map(prompt_of, samples)))} if self._keeps_prompts else {}
+        taught = [(sample, sample.pop(_TAUGHT, None)) for sample in samples]
+        known = [topk for _, topk in taught if topk is not None]
+        cached: dict[str, Tensor] = {}
+        if known and all(topk is not None or set(sample["labels"]) == {IGNORE} for sample, topk in taught):
+            cached = {key: torch.cat([getattr(topk, name) for topk in known]) for name, key in TAUGHT.items()}
         if not facts.patches:
             samples = [self._blank.after(samples[0]), *samples[1:]]
-        return self._pad(samples) | {FACTS: facts} | prompts
+        return self._pad(samples) | {FACTS: facts} | prompts | cached
+
+
+def taught_in(batch: Mapping[str, Any]) -> TopK | None:
+    """What a cached teacher says at a batch's label positions; None where it was not asked."""
+    return TopK(*(batch[key] for key in TAUGHT.values())) if TAUGHT["ids_NK"] in batch else None
 
 
 def raise_failure(batch: dict[str, Any]) -> None:

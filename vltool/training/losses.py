@@ -133,7 +133,7 @@ def distillation_loss(
         Teacher(
             hidden=teacher_hidden_NH,
             head=None if teacher_head_VH is None else teacher_head_VH.detach(),
-            topk=None if teacher_topk is None else TopK(*teacher_topk),
+            topk=None if teacher_topk is None else _known(*teacher_topk),
         ).at(positions),
         chosen(ce_mask_N),
         chosen(group_N),
@@ -151,6 +151,11 @@ def distillation_loss(
         tokens=(labels_N != IGNORE).sum().double(),
         groups=None if group_N is None else groups,
     )
+
+
+def _known(logprobs_NK: Tensor, ids_NK: Tensor, tail_N: Tensor | None = None) -> TopK:
+    """What a caller knows of a truncated teacher; ids may be smaller integers than indices are."""
+    return TopK(logprobs_NK, ids_NK.long(), tail_N)
 
 
 def backend_for(device: torch.device, dtype: torch.dtype) -> Backend:

@@ -72,6 +72,11 @@ class SharedBlocks:
         finally:
             self._open = False
 
+    @property
+    def heard(self) -> bool:
+        """Whether the student has made a pass that no teacher has gone on from."""
+        return self._entry is not None
+
     def go_on(self, visual: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """A model's inputs with the images encoded: by the shared blocks, then by the rest of the teacher's tower."""
         assert self._entry is not None, "the student's vision tower has not run"

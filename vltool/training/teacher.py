@@ -99,14 +99,14 @@ class Teacher:
     def hidden_and_head(self, inputs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Last hidden states [B, S, H] and head weight [V, H]."""
         with self.teaching():
-            if self._shared is not None:
+            if self._shared is not None and self._shared.heard:
                 inputs = self._shared.go_on(visual_of(self._model), inputs)
             return self._tap.hidden(self._model, inputs), self.head()
 
     def features(self, inputs: Mapping[str, Any]) -> Features:
         """What the vision tower makes of the images, without the language tower."""
         with self.teaching():
-            if self._shared is None:
+            if self._shared is None or not self._shared.heard:
                 return self._features.of_images(inputs)
             with self._features.listening() as features:
                 self._shared.go_on(visual_of(self._model), inputs)

@@ -22,7 +22,8 @@ from vltool.run.distillation import DistillationPlan, Source
 from vltool.run.telemetry import append_completion
 from vltool.training.adalora import orthogonality
 from vltool.training.checkpoints import CheckpointingTrainer
-from vltool.training.collate import FACTS, PROMPTS, BlankImage, Collator, raise_failure
+from vltool.training.chunks import TopK
+from vltool.training.collate import FACTS, PROMPTS, TAUGHT, BlankImage, Collator, raise_failure, taught_in
 from vltool.training.generate import answered, draw_source, generate
 from vltool.training.loader import Batches
 from vltool.training.losses import IGNORE, distillation_loss
@@ -30,9 +31,16 @@ from vltool.training.meter import Losses, Meter
 from vltool.training.ranks import Ranks
 from vltool.training.swift_bridge import DataLoaderShard
 from vltool.training.teacher import HeadTap, Teacher, evaluating, gathered
+from vltool.training.teacher_cache import likeliest, split_by_record
 from vltool.training.vision_kd import FeatureTap, vision_terms
 
-_NOT_FOR_THE_MODEL = (FACTS, PROMPTS, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel")
+_NOT_FOR_THE_MODEL = frozenset(
+    {FACTS, PROMPTS, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel", *TAUGHT.values()}
+)
+
+
+def _for_the_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
 
 
 class CaptionTrainer(CheckpointingTrainer):
@@ -123,21 +131,21 @@ class CaptionTrainer(CheckpointingTrainer):
     def _losses(self, model: Any, inputs: Mapping[str, Any], label_tokens: float | None, *, with_kd: bool) -> Losses:
         """What a batch comes to. label_tokens: those of the optimizer step; None takes the batch for all of it."""
         labels_BS, facts, plan = inputs["labels"], inputs[FACTS], self._distillation
-        model_inputs = {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
+        model_inputs = _for_the_model(inputs)
         visual = plan.visual if plan is not None and with_kd else None
         watching = self._teacher.watching() if self._teacher is not None and with_kd else nullcontext()
         with self._features.listening() as student, watching:
             hidden_BSH = self._tap.hidden(model, model_inputs)
+        cached = taught_in(inputs) if with_kd else None
         teacher_hidden_NH = teacher_head_VH = taught = None
-        if with_kd:
-            assert plan is not None
+        if plan is not None and plan.llm_kd_weight > 0.0 and plan.cache is None and with_kd:
             assert self._teacher is not None
-            if plan.llm_kd_weight > 0.0:
-                teacher_hidden_BSH, teacher_head_VH, taught = self._teacher.all(model_inputs)
-                teacher_hidden_NH = teacher_hidden_BSH[:, :-1].flatten(0, 1)
-            elif visual is not None:
-                with self.accelerator.autocast():
-                    taught = self._teacher.features(model_inputs)
+            teacher_hidden_BSH, teacher_head_VH, taught = self._teacher.all(model_inputs)
+            teacher_hidden_NH = teacher_hidden_BSH[:, :-1].flatten(0, 1)
+        elif visual is not None:
+            assert self._teacher is not None
+            with self.accelerator.autocast():
+                taught = self._teacher.features(model_inputs)
         patches = self._step_patches if label_tokens is not None else max(facts.patches, 1)
         vision: dict[str, Tensor] = {}
         if visual is not None and taught is not None:
@@ -152,13 +160,19 @@ class CaptionTrainer(CheckpointingTrainer):
             # What the student wrote is no one's caption: it is compared with the teacher alone.
             ce_weight = 0.0
         head_VH = self._tap.weight()
+        hidden_NH, labels_N = hidden_BSH[:, :-1].flatten(0, 1), labels_BS[:, 1:].flatten()
+        if cached is not None:
+            # The cache knows label positions alone.
+            positions = (labels_N != IGNORE).nonzero().squeeze(-1)
+            hidden_NH, labels_N = hidden_NH[positions], labels_N[positions]
         with gathered(head_VH, teacher_head_VH):
             text = distillation_loss(
-                hidden_BSH[:, :-1].flatten(0, 1),
-                labels_BS[:, 1:].flatten(),
+                hidden_NH,
+                labels_N,
                 head_VH,
                 teacher_hidden_NH=teacher_hidden_NH,
                 teacher_head_VH=teacher_head_VH,
+                teacher_topk=cached,
                 beta=0.5 if plan is None else plan.beta,
                 temperature=1.0 if plan is None else plan.kd_temperature,
                 ce_weight=ce_weight,
@@ -167,6 +181,29 @@ class CaptionTrainer(CheckpointingTrainer):
                 chunk_tokens=512 if hidden_BSH.is_cuda else 128,
             )
         return Losses(text=text, vision=vision, label_tokens=label_tokens, patches=patches)
+
+    def ask(self, batch: Mapping[str, Any]) -> Iterator[TopK]:
+        """What the teacher says of each record of a batch, for the cache."""
+        assert self._distillation is not None
+        assert self._distillation.cache is not None
+        assert self._teacher is not None
+        inputs = self._prepare_inputs(dict(batch))
+        labels_BS = inputs["labels"]
+        with torch.no_grad(), self.accelerator.autocast():
+            hidden_BSH, head_VH = self._teacher.hidden_and_head(_for_the_model(inputs))
+        with torch.no_grad(), gathered(head_VH):
+            topk = likeliest(
+                hidden_BSH[:, :-1][labels_BS[:, 1:] != IGNORE],
+                head_VH,
+                k=self._distillation.cache.topk,
+                temperature=self._distillation.kd_temperature,
+            )
+        return split_by_record(topk, labels_BS)
+
+    def dismiss_teacher(self) -> None:
+        """Let go of a teacher that has said all there was to say, and shows nothing."""
+        if self._distillation is not None and self._distillation.visual is None:
+            self._teacher = None
 
     def measure(self, batch: Mapping[str, Any]) -> tuple[float, float | None]:
         """Cross entropy and divergence per label token of a batch, without training on it."""
@@ -209,7 +246,7 @@ class CaptionTrainer(CheckpointingTrainer):
             seed=args.data_seed or 0 if args.train_dataloader_shuffle else None,
             drop_last=args.dataloader_drop_last,
         )
-        return self._loader(self.train_dataset, SkipBatchSampler(batches, skip_batches) if skip_batches else batches)
+        return self.loader(self.train_dataset, SkipBatchSampler(batches, skip_batches) if skip_batches else batches)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoaderShard:
         """This process's share of the validation records, each of which counts once."""
@@ -221,16 +258,17 @@ class CaptionTrainer(CheckpointingTrainer):
                 ranks=self._ranks.count,
                 seed=None,
             )
-            self._eval_loader = self._loader(self.eval_dataset, batches)
+            self._eval_loader = self.loader(self.eval_dataset, batches)
         return self._eval_loader
 
-    def _loader(self, records: Any, batches: Any) -> DataLoaderShard:
+    def loader(self, records: Any, batches: Any, *, collate: Any = None) -> DataLoaderShard:
+        """Batches of these indices, made in workers and on this process's device."""
         args = self.args
         return DataLoaderShard(
             records,
             device=self.accelerator.device,
             batch_sampler=batches,
-            collate_fn=self.data_collator,
+            collate_fn=collate or self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,

@@ -10,7 +10,7 @@ import torch
 
 from vltool.checkpoint.census import last_complete
 from vltool.data.dataset import CaptionDataset
-from vltool.errors import InvalidInput, MissingOnHost, RunFailed, VltoolError
+from vltool.errors import InvalidInput, MissingOnHost, Problem, RunFailed, VltoolError
 from vltool.run.deepspeed import zero_stage
 from vltool.run.evidence import Evidence, to_json, write_atomically
 from vltool.run.folder import PLAN_FILE_NAME
@@ -18,18 +18,20 @@ from vltool.run.guard import kd_tolerance, why_no_equal
 from vltool.run.manifest import make_manifest
 from vltool.run.plan import RunPlan
 from vltool.run.reporter import Reporter
+from vltool.run.teacher_cache import begin_cache, check_cache
 from vltool.training import swift_bridge
 from vltool.training.agreement import agree
+from vltool.training.ask import AskTeacher, make_cache
 from vltool.training.callbacks import Finite, Saving, StepAudit, Stop, Telemetry
 from vltool.training.chain import carry
 from vltool.training.collate import EncodedRecords
 from vltool.training.freeze import audit_before, fingerprints
 from vltool.training.logs import logs_into
 from vltool.training.losses import why_eager
+from vltool.training.make_teacher import make_teacher
 from vltool.training.probe import Probe
 from vltool.training.ranks import Ranks, meet
-from vltool.training.shared_vision import SharedBlocks, common_blocks
-from vltool.training.teacher import AdaptersOff, FrozenCopy, HeadTap, Teacher
+from vltool.training.teacher import HeadTap
 from vltool.training.trainer import CaptionTrainer
 from vltool.training.vision_kd import FeatureTap
 
@@ -51,6 +53,10 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
         Path(plan.data.train_jsonl), **plan.data.reading(validation=False), skip=plan.data.skip_train
     )
     _require_a_step(plan, len(train_set))
+    problems: list[Problem] = []
+    check_cache(plan, problems, None, audited=True)
+    if problems:
+        raise InvalidInput(problems)
     reporter.stage("loading the model")
     with logs_into(run_dir if ranks.is_first else None, show=plan.debug) as warnings_file:
         try:
@@ -66,6 +72,7 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
             write_atomically(run_dir / PLAN_FILE_NAME, plan.to_json())
             write_atomically(run_dir / "resolved.yaml", resolved_yaml.encode())
             write_atomically(run_dir / "manifest.json", to_json(make_manifest(plan)))
+            begin_cache(plan)
         _require_shared(run_dir, ranks)
         try:
             outcome = _Run(plan, prepared, train_set, evidence, ranks, reporter).train()
@@ -137,6 +144,9 @@ class _Run:
         kd_limit = None if why_no_equal(self._plan) else kd_tolerance(self._plan)
         step_audit = StepAudit(trainer, self._evidence, self._keep, self._ranks, self._reporter, kd_limit=kd_limit)
         trainer.add_callback(step_audit)
+        if records[0].cache is not None:
+            asks = AskTeacher(trainer, records, self._ranks, self._reporter, in_step=self._zero_stage == 3)
+            trainer.add_callback(asks)
         probe = Probe(trainer, records[0], self._evidence, self._keep) if self._plan.probe else None
         if probe is not None:
             trainer.add_callback(probe)
@@ -219,15 +229,15 @@ class _Run:
         """The trainer and the records that it trains and, if there are any, evaluates on."""
         plan, prepared = self._plan, self._prepared
         encode, blank = swift_bridge.encoder(prepared), swift_bridge.blank_image(prepared)
-        records = [EncodedRecords(self._train_set, encode, blank)]
+        records = [EncodedRecords(self._train_set, encode, blank, make_cache(plan, "train", len(self._train_set)))]
         if plan.data.val_jsonl is not None:
             val_set = CaptionDataset(
                 Path(plan.data.val_jsonl), **plan.data.reading(validation=True), skip=plan.data.skip_val
             )
-            records.append(EncodedRecords(val_set, encode, blank))
+            records.append(EncodedRecords(val_set, encode, blank, make_cache(plan, "val", len(val_set))))
         if plan.dump_conversation is not None and self._ranks.is_first:
             swift_bridge.dump_conversation(prepared, records[0][0], Path(plan.dump_conversation))
-        self._tap, self._features = HeadTap(prepared.model), FeatureTap(prepared.model)
+        taps = self._tap, self._features = HeadTap(prepared.model), FeatureTap(prepared.model)
         trainer = CaptionTrainer(
             model=prepared.model,
             args=prepared.training_arguments,
@@ -235,26 +245,13 @@ class _Run:
             train_dataset=records[0],
             eval_dataset=records[1] if len(records) > 1 else None,
             distillation=plan.distillation,
-            teacher=self._teacher(),
+            teacher=make_teacher(plan, prepared, taps, records, self._ranks, self._reporter),
             tap=self._tap,
             features=self._features,
             ranks=self._ranks,
             blank=blank,
         )
         return trainer, records
-
-    def _teacher(self) -> Teacher | None:
-        distillation = self._plan.distillation
-        if distillation is None or not distillation.needs_teacher:
-            return None
-        model = self._prepared.model
-        blocks = common_blocks(model) if distillation.teacher_model == self._plan.model else 0
-        shared = SharedBlocks(model, blocks) if blocks else None
-        if distillation.teacher == "adapters_off":
-            return AdaptersOff(model, self._tap, self._features, shared)
-        self._reporter.stage("loading the teacher")
-        teacher = swift_bridge.build_teacher(self._plan, self._prepared)
-        return FrozenCopy(teacher, shared, offload=distillation.offload_teacher)
 
     def _telemetry(self) -> Telemetry | None:
         """What writes the rows, on the process that does."""
