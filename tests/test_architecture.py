@@ -25,7 +25,18 @@ BELOW = {
 }
 # The one door to `training`, opened by name inside functions.
 DOOR = {("vltool.run.launch", "vltool.training.worker"), ("vltool.run.launch", "vltool.training.tiny")}
-HEAVY = {"torch", "torchvision", "transformers", "peft", "swift", "trl", "accelerate", "deepspeed", "safetensors"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "triton",
+    "transformers",
+    "peft",
+    "swift",
+    "trl",
+    "accelerate",
+    "deepspeed",
+    "safetensors",
+}
 THIRD_PARTY = {
     "errors": set(),
     "recipe": {"ruamel", "msgspec"},

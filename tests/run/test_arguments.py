@@ -385,9 +385,7 @@ FEATURES = {
         {"deepspeed": {"enabled": True, "config": "zero3"}, "rlhf": {"lmbda": 0.1}},
         {"deepspeed": {"enabled": True, "config": "zero2"}, "rlhf": {"lmbda": 0.1, "seq_kd": True}},
     ),
-    "rlhf.teacher_cache": ({"rlhf": {"teacher_cache": "x"}}, {}),
     "rlhf.teacher_completions_cache": ({"rlhf": {"teacher_completions_cache": "x"}}, {}),
-    "rlhf.offload_teacher_model": ({"rlhf": {"offload_teacher_model": True}}, {}),
 }
 """Key -> sections that ask for what cannot be done, and sections that look alike and are accepted."""
 

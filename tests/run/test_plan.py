@@ -104,7 +104,7 @@ def test_towers_and_rates_of_a_shipped_recipe(name, house):
         assert msgspec.structs.asdict(plan.distillation) == {
             "teacher": "adapters_off", "teacher_model": str(house.base), "teacher_model_type": "qwen3_vl",
             "beta": 0.1, "sft_alpha": 1.0, "llm_kd_weight": 1.0, "kd_temperature": 1.0, "eval_kd_batches": 8,
-            "visual": None, "sampling": None,
+            "offload_teacher": False, "cache": None, "visual": None, "sampling": None,
         }  # fmt: skip
     else:
         assert (plan.distillation is not None) == ("gkd" in name)
@@ -457,7 +457,8 @@ def test_every_key_of_ours_is_read(house):
         "rlhf": GKD | {"teacher_model": "base", "lmbda": 0.5, "seq_kd": True},
         "custom": visual,
     }
-    for sections in ({}, distilled):
+    cached = {"rlhf": GKD | {"lmbda": 0.0, "teacher_cache": str(house.folder / "cache")}}
+    for sections in ({}, distilled, cached):
         recipe = house.recipe(**(sections or {"launch": {}}))
         make_plan(Watched(recipe, "", seen), cwd=house.folder, env={}, now=NOW)
     keys = {key for section, struct in OWN.items() for key in own_keys(struct(), f"{section}.")}

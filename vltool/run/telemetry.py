@@ -15,6 +15,8 @@ from vltool.run.plan import RunPlan
 FILE_NAME = "logging.jsonl"
 COMPLETIONS_FILE_NAME = "completions.jsonl"
 WARNINGS_FILE_NAME = "warnings.jsonl"
+NOT_FINITE_FILE_NAME = "not_finite.jsonl"
+"""The records of the batch or step that ended the run with a value that is not finite."""
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
@@ -21,15 +20,7 @@ from vltool.run.reporter import Reporter
 from vltool.training.freeze import GradientAudit, fingerprints
 from vltool.training.ranks import Ranks
 from vltool.training.trainer import CaptionTrainer
-
-
-def require_finite(name: str, value: float, step: int) -> None:
-    """Raise RunFailed when a loss, or its gradient, is NaN or infinite."""
-    if not math.isfinite(value):
-        raise RunFailed(
-            f"{name} is {value} at step {step}",
-            "lower the learning rate, or look for bad records: the last rows of logging.jsonl show the way in",
-        )
+from vltool.training.window import GRAD_NORM, Split, Window
 
 
 class Telemetry(TrainerCallback):
@@ -78,11 +69,18 @@ class Telemetry(TrainerCallback):
 class Finite(TrainerCallback):
     """Ends the run, on all processes alike, when a loss or its gradient is not finite."""
 
+    _NAMES: ClassVar[dict[Split, tuple[str, ...]]] = {"train": ("train/loss", GRAD_NORM), "eval": ("eval/loss",)}
+
+    def __init__(self, window: Window) -> None:
+        self._window = window
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Look at a row, which every process makes of the same sums."""
         row = telemetry.make_row(state.global_step, logs or {})
-        for name in ("train/loss", "train/grad_norm", "eval/loss"):
-            require_finite(name, row.get(name, 0.0), state.global_step)
+        for split, names in self._NAMES.items():
+            if names[0] in row:
+                self._window.require_finite(split, {name: row.get(name, 0.0) for name in names}, state.global_step)
+                self._window.forget(split)
 
 
 class StepAudit(TrainerCallback):
@@ -124,8 +122,9 @@ class StepAudit(TrainerCallback):
             return
         # ms-swift drops all gradients when their norm is NaN: without this, the audit would blame the model.
         means = self._trainer.window_means()
-        for name, value in means.items():
-            require_finite(f"train/{name}", value, state.global_step + 1)
+        self._trainer.window.require_finite(
+            "train", {f"train/{name}": value for name, value in means.items()}, state.global_step + 1
+        )
         if state.global_step == 0:
             self._compare_with_teacher(means.get("llm_kd_loss"))
         rate = max((group["lr"] for group in self._trainer.optimizer.param_groups), default=0.0)
@@ -137,7 +136,8 @@ class StepAudit(TrainerCallback):
             self._evidence.gradient_problems = [f"{tower}: {what}" for tower, what in broken]
             self._keep()
         if broken:
-            self._stop(f"audit of the gradients at step {state.global_step + 1}", broken)
+            infinite = self._trainer.window.gradient_problem(state.global_step + 1)
+            self._stop(f"audit of the gradients at step {state.global_step + 1}", broken, infinite)
 
     def _compare_with_teacher(self, weighted: float | None) -> None:
         if self._kd_limit is None or weighted is None:
@@ -183,13 +183,14 @@ class StepAudit(TrainerCallback):
     def _rows(self) -> list[TowerRow]:
         return self._evidence.towers or []
 
-    def _stop(self, audit: str, broken: list[tuple[Tower, str]]) -> NoReturn:
-        """Show the table with what is wrong in it, and end the run."""
+    def _stop(self, audit: str, broken: list[tuple[Tower, str]], more: Problem | None = None) -> NoReturn:
+        """Show the table with what is wrong in it, and end the run; `more` is said of it too."""
         first = dict(reversed(broken))
         for row in self._rows():
             row.problem = first.get(row.tower)
         self._reporter.towers(self._rows())
-        raise RunFailed(f"{audit}: " + "; ".join(f"{tower}: {what}" for tower, what in first.items()))
+        found = Problem(f"{audit}: " + "; ".join(f"{tower}: {what}" for tower, what in first.items()))
+        raise RunFailed([found] if more is None else [found, more])
 
 
 class Saving(TrainerCallback):

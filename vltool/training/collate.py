@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from vltool.data.dataset import CaptionDataset
-from vltool.errors import BadContent, Problem
+from vltool.errors import BadContent, Problem, Where
 from vltool.training.chunks import TopK
 from vltool.training.generate import prompt_of
 from vltool.training.losses import IGNORE
@@ -29,6 +29,8 @@ TAUGHT = dict(zip(TopK._fields, ("taught_logprobs", "taught_ids", "taught_tail")
 
 PROMPTS = "vltool_prompts"
 """Key of a batch under which its samples lie without their answers, where some steps sample their own."""
+PLACE = "vltool_place"
+"""Key of a sample under which the `Where` of its record lies; a filler has none."""
 
 
 _TAUGHT = "taught"
@@ -43,6 +45,8 @@ class BatchFacts:
     """Tokens that the loss sees."""
     patches: int = 0
     """Patches of its records' images, before the merger."""
+    records: tuple[Where, ...] = ()
+    """The places of its records."""
     problems: tuple[Problem, ...] = ()
     """Why the batch could not be made; it holds nothing else then."""
 
@@ -125,7 +129,7 @@ class EncodedRecords(Dataset[dict[str, Any]]):
         try:
             sample = self._records[index]
             where = sample.where
-            encoded = self._encode(sample.messages)
+            encoded = self._encode(sample.messages) | {PLACE: where}
             if self.cache is not None and self.reads_cache:
                 encoded[_TAUGHT] = self.cache.read_for(index, encoded)
             return encoded
@@ -162,22 +166,33 @@ class Collator:
         facts = BatchFacts(
             label_tokens=sum(label != IGNORE for sample in samples for label in sample["labels"][1:]),
             patches=sum(len(sample["pixel_values"]) for sample in samples if sample.get("pixel_values") is not None),
+            records=tuple(sample[PLACE] for sample in samples if PLACE in sample),
         )
         # Prompts first: padding works on the samples themselves.
-        prompts = {PROMPTS: Prompts(tuple(map(prompt_of, samples)))} if self._keeps_prompts else {}
-        taught = [(sample, sample.pop(_TAUGHT, None)) for sample in samples]
-        known = [topk for _, topk in taught if topk is not None]
-        cached: dict[str, Tensor] = {}
-        if known and all(topk is not None or set(sample["labels"]) == {IGNORE} for sample, topk in taught):
-            cached = {key: torch.cat([getattr(topk, name) for topk in known]) for name, key in TAUGHT.items()}
+        prompts = {PROMPTS: Prompts(tuple(map(_placed_prompt, samples)))} if self._keeps_prompts else {}
+        taught = _taught(samples)
         if not facts.patches:
             samples = [self._blank.after(samples[0]), *samples[1:]]
-        return self._pad(samples) | {FACTS: facts} | prompts | cached
+        return self._pad(samples) | {FACTS: facts} | prompts | taught
 
 
 def taught_in(batch: Mapping[str, Any]) -> TopK | None:
     """What a cached teacher says at a batch's label positions; None where it was not asked."""
     return TopK(*(batch[key] for key in TAUGHT.values())) if TAUGHT["ids_NK"] in batch else None
+
+
+def _taught(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+    """What a cached teacher says of these samples, taken out of them; nothing unless it knows all that have labels."""
+    taught = [(sample, sample.pop(_TAUGHT, None)) for sample in samples]
+    known = [topk for _, topk in taught if topk is not None]
+    if not known or any(topk is None and set(sample["labels"]) != {IGNORE} for sample, topk in taught):
+        return {}
+    return {key: torch.cat([getattr(topk, name) for topk in known]) for name, key in TAUGHT.items()}
+
+
+def _placed_prompt(sample: dict[str, Any]) -> dict[str, Any]:
+    # An answer that is sampled later still belongs to the record's place.
+    return prompt_of(sample) | {name: sample[name] for name in (PLACE,) if name in sample}
 
 
 def raise_failure(batch: dict[str, Any]) -> None:

@@ -33,6 +33,7 @@ from vltool.training.swift_bridge import DataLoaderShard
 from vltool.training.teacher import HeadTap, Teacher, evaluating, gathered
 from vltool.training.teacher_cache import likeliest, split_by_record
 from vltool.training.vision_kd import FeatureTap, vision_terms
+from vltool.training.window import Window
 
 _NOT_FOR_THE_MODEL = frozenset(
     {FACTS, PROMPTS, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel", *TAUGHT.values()}
@@ -78,6 +79,8 @@ class CaptionTrainer(CheckpointingTrainer):
         self._eval_batches = 0
         self._eval_loader: DataLoaderShard | None = None
         self._group_towers: list[str] = []
+        self.window = Window(Path(self.args.output_dir), ranks)
+        """The batches since the last row."""
         self.saw_images = False
         """Whether a record of the current optimizer step holds an image, on any process."""
         self.rates: dict[str, float] = {}
@@ -107,6 +110,8 @@ class CaptionTrainer(CheckpointingTrainer):
         meter = self._train_meter if training else self._eval_meter
         source = self._source if training else "dataset"
         meter.add(out, patches=inputs[FACTS].patches, with_kd=counts_kd, source=source)
+        step = self.state.global_step + int(training)
+        self.window.add("train" if training else "eval", total, step=step, records=inputs[FACTS].records, source=source)
         # Gradients are averaged over processes, but the denominators are those of all of them.
         loss = total * self._ranks.count if training else total
         if training and (penalty := orthogonality(self.accelerator.unwrap_model(model))) is not None:
@@ -371,6 +376,11 @@ class CaptionTrainer(CheckpointingTrainer):
     def kd_weight(self) -> float:
         """What the divergence is multiplied by in rows and in the loss."""
         return 0.0 if self._distillation is None else self._distillation.llm_kd_weight
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.window.add_norm(self.state.global_step + 1, grad_norm)
+        return grad_norm
 
     def window_means(self) -> dict[str, float]:
         """Means over the steps since the last row, of all processes; reading them waits for the device."""

@@ -155,7 +155,7 @@ class _Run:
             trainer.add_callback(telemetry)
         stop = Stop(self._ranks)
         # The stop comes last: it saves whatever the others say.
-        for callback in (Finite(), Saving(self._plan.saving), stop):
+        for callback in (Finite(trainer.window), Saving(self._plan.saving), stop):
             trainer.add_callback(callback)
         self._say_what_computes_the_loss(trainer)
         try:
