@@ -14,9 +14,9 @@ from vltool.run.evidence import CarriedRow, Evidence, TowerRow
 
 TRAIN = {
     "train/loss": 2.1, "train/sft_loss": 2.0, "train/llm_kd_loss": 0.1, "train/token_acc": 0.5, "train/grad_norm": 1.0,
-    "train/learning_rate": 1e-4, "train/epoch": 0.5,
+    "train/learning_rate": 1e-4, "train/epoch": 0.5, "train/entropy": 3.0,
 }  # fmt: skip
-EVAL = {"eval/loss": 2.1, "eval/sft_loss": 2.0, "eval/llm_kd_loss": 0.1, "eval/token_acc": 0.5}
+EVAL = {"eval/loss": 2.1, "eval/sft_loss": 2.0, "eval/llm_kd_loss": 0.1, "eval/token_acc": 0.5, "eval/entropy": 3.0}
 
 
 def adapter(folder, base, tensors=("base_model.model.model.language_model.layers.0.mlp.up_proj.lora_A.weight",)):

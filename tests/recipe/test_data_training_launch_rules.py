@@ -22,7 +22,7 @@ VALIDATED = MINIMAL.replace("custom:\n", "custom:\n  val_jsonl: /v.jsonl\n")
 EFFECTIVE = "training.effective_batch_size"
 METRIC, SCHEDULE = "training.metric_for_best_model", "training.lr_scheduler_type"
 NO_OPTIMIZER = ("has no effect without optimizer: multimodal", "write optimizer: multimodal under training")
-EVERY_METRIC = "evaluation logs loss, sft_loss, token_acc"
+EVERY_METRIC = "evaluation logs loss, sft_loss, token_acc, entropy"
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ VISUAL = (
     [
         *(
             f"training: {{metric_for_best_model: {prefix}{name}}}"
-            for prefix in ("", "eval_", "eval/") for name in ("loss", "sft_loss", "token_acc")
+            for prefix in ("", "eval_", "eval/") for name in ("loss", "sft_loss", "token_acc", "entropy")
         ),
         "training: {metric_for_best_model: llm_kd_loss}\nrlhf: {rlhf_type: gkd}",
         "training: {metric_for_best_model: llm_kd_loss}\nrlhf: {rlhf_type: gkd, eval_kd_batches: all}",

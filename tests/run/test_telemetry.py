@@ -132,7 +132,7 @@ def plan(weight=1.0, alpha=0.3, eval_kd_batches=8, *, distils=True, visual=None)
     return SimpleNamespace(distillation=kd if distils else None)
 
 
-ALWAYS = {"loss", "sft_loss", "token_acc"}
+ALWAYS = {"loss", "sft_loss", "token_acc", "entropy"}
 TRAIN = {*ALWAYS, "grad_norm", "learning_rate", "epoch"}
 
 

@@ -146,6 +146,7 @@ def test_steps_train_on_each_kind_of_text(recipe, overlay, train):
     dataset, student, teacher = rows
     assert "train/sft_loss" not in student
     assert "train/token_acc" not in student
+    assert "train/entropy" not in student
     assert student["train/loss"] == pytest.approx(
         student["train/llm_kd_loss"] + student.get("train/vision_kd_loss", 0.0), abs=1e-9
     )

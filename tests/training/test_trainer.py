@@ -108,7 +108,7 @@ def test_evaluation_is_a_mean_over_tokens_not_over_batches(overlay, train, tmp_p
         }  # fmt: skip
         run = train(overlay("stage2_llm_lora", f"e{size}", training=settings))
         losses.append(next(row for row in run.rows if "eval/loss" in row))
-    for name in ("eval/loss", "eval/sft_loss", "eval/token_acc"):
+    for name in ("eval/loss", "eval/sft_loss", "eval/token_acc", "eval/entropy"):
         assert losses[0][name] == pytest.approx(losses[1][name], rel=1e-6)
 
 

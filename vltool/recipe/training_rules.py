@@ -181,7 +181,7 @@ def _saved_when_evaluated(settings: Settings, key: str) -> None:
 
 def logged_metrics(settings: Settings) -> list[str]:
     """What evaluation logs under this recipe, without its prefix."""
-    logged = ["loss", "sft_loss", "token_acc"]
+    logged = ["loss", "sft_loss", "token_acc", "entropy"]
     if settings["rlhf.rlhf_type"] is not None and settings["rlhf.eval_kd_batches"] != 0:
         if settings["rlhf.llm_kd_weight"]:
             logged.append("llm_kd_loss")

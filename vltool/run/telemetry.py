@@ -107,7 +107,7 @@ def _is_within(line: bytes, step: int) -> bool:
 
 def expected_metrics(plan: RunPlan, split: str, row: Mapping[str, int | float] = {}) -> set[str]:
     """Names that every row of `split` (`train` or `eval`) must hold; of `row`, if the student wrote all its text."""
-    names = {"loss"} if row.get("train/source/student") == 1.0 else {"loss", "sft_loss", "token_acc"}
+    names = {"loss"} if row.get("train/source/student") == 1.0 else {"loss", "sft_loss", "token_acc", "entropy"}
     if split == "train":
         names |= {"grad_norm", "learning_rate", "epoch"}
     kd = plan.distillation

@@ -56,6 +56,7 @@ class Meter:
         if source != "student":
             self._sum("ce", text.ce_sum)
             self._sum("correct", text.correct)
+            self._sum("entropy", text.entropy_sum)
         if not with_kd:
             return
         self._sum(f"kd/{source}", text.kd_sum)
@@ -70,7 +71,7 @@ class Meter:
 
     def _totals(self, ranks: Ranks) -> dict[str, float]:
         """All sums, over all processes."""
-        names = ["loss", "ce", "correct", *(f"vision/{name}" for name in self._components)]
+        names = ["loss", "ce", "correct", "entropy", *(f"vision/{name}" for name in self._components)]
         names += [f"{kind}/{source}" for kind in ("tokens", "kd", "kd_tokens") for source in SOURCES]
         mine = torch.stack(list(self._sums.values())).tolist() if self._sums else []
         known = dict(zip(self._sums, mine, strict=True)) | self._counts
@@ -78,13 +79,13 @@ class Meter:
         return dict(zip(names, ranks.total([float(known.get(name, 0.0)) for name in names]), strict=True))
 
     def means(self, ranks: Ranks, *, parts: bool) -> dict[str, float]:
-        """loss, sft_loss, token_acc and what the teacher adds, of all processes, each per token.
+        """loss, sft_loss, token_acc, entropy and what the teacher adds, of all processes, each per token.
 
         llm_kd_loss and vision_kd_loss are weighted; the latter's components stand beside it, and where text is
-        sampled the former's sources and their shares of the tokens. sft_loss and token_acc are those of text that
-        the student did not write, and absent without any. parts: take the text's loss as the sum of its parts,
-        for evaluation, where the divergence is measured on some batches only; otherwise as it was trained on.
-        Empty without any batch.
+        sampled the former's sources and their shares of the tokens. sft_loss, token_acc and entropy (of the
+        student's distribution, in nats) are those of text that the student did not write, and absent without any.
+        parts: take the text's loss as the sum of its parts, for evaluation, where the divergence is measured on some
+        batches only; otherwise as it was trained on. Empty without any batch.
         """
         sums, plan = self._totals(ranks), self._plan
         if not sums["batches"]:
@@ -94,7 +95,8 @@ class Meter:
         means = {"loss": sums["loss"] / max(sum(tokens.values()), 1.0)}
         written = tokens["dataset"] + tokens["teacher"]
         if written or not tokens["student"]:
-            means |= {"sft_loss": sums["ce"] / max(written, 1.0), "token_acc": sums["correct"] / max(written, 1.0)}
+            named = {"sft_loss": "ce", "token_acc": "correct", "entropy": "entropy"}
+            means |= {name: sums[summed] / max(written, 1.0) for name, summed in named.items()}
         if plan is None:
             return means
         if taught and plan.llm_kd_weight > 0.0:
