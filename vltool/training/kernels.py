@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from functools import cache
 from subprocess import CalledProcessError
-from typing import Any
 
 import torch
 import triton
@@ -21,8 +20,8 @@ from vltool.training.chunks import Settings, Teacher, TopK, divergence, log_tail
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 """Of logits that the kernels take; they compute in fp32."""
-_BLOCK = 4096
-_WARPS = 8
+_BLOCK = 8192
+_WARPS = 16
 
 
 @cache
@@ -138,7 +137,7 @@ def _truncated(
 
 
 @triton.jit
-def _expm1(x: Any) -> Any:
+def _expm1(x):
     # Taylor's series up to x⁷: at 0.35 what it leaves out is 2e-8 of it.
     series = 1.0 + x * (1 / 7)
     series = 1.0 + x * (1 / 6) * series
@@ -150,7 +149,7 @@ def _expm1(x: Any) -> Any:
 
 
 @triton.jit
-def _log1p(y: Any) -> Any:
+def _log1p(y):
     # 2·artanh(z) with z = y/(2 + y), up to z⁹: the hardware's logarithm near 1 is good to 1e-7 of 1, not of itself.
     z = y / (2.0 + y)
     square = z * z
@@ -159,7 +158,7 @@ def _log1p(y: Any) -> Any:
 
 
 @triton.jit
-def _log_ratio(d: Any, beta: Any) -> Any:
+def _log_ratio(d, beta):
     """log(m/q) for d = log(p/q): see `chunks.divergence`."""
     bounded = tl.minimum(d, 80.0)
     return _log1p(_expm1(bounded) * beta) + (d - bounded)
@@ -259,18 +258,22 @@ def _whole_teacher(
             inside = start + columns < vocabulary
             x = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
             one = tl.where(start + columns == label, 1.0, 0.0)
-            gradient = weight * (tl.exp(x - peak - log_total) - one)
+            logq = x - peak - log_total
+            q = tl.exp(logq)
+            gradient = weight * (q - one)
             if HAS_TEACHER:
                 t = tl.load(teacher + start + columns, mask=inside, other=0.0).to(tl.float32)
-                logq = (x - peak) * inverse_tau - log_total_tau
+                if HAS_TAU:
+                    logq = (x - peak) * inverse_tau - log_total_tau
+                    q = tl.exp(logq)
                 logp = (t - teacher_peak) * inverse_tau - log_teacher_total
                 d = logp - logq
                 if FORWARD:
-                    gradient += kd_weight * (tl.exp(logq) - tl.exp(logp))
+                    gradient += kd_weight * (q - tl.exp(logp))
                 elif REVERSE:
-                    gradient += kd_weight * tl.exp(logq) * (-d - kd)
+                    gradient += kd_weight * q * (-d - kd)
                 else:
-                    gradient += kd_weight * (beta - 1.0) * tl.exp(logq) * (_log_ratio(d, beta) + kl_qm)
+                    gradient += kd_weight * (beta - 1.0) * q * (_log_ratio(d, beta) + kl_qm)
             tl.store(logits + start + columns, gradient, mask=inside)
 
 
