@@ -153,8 +153,6 @@ def vltool_cell(
     with ExitStack() as stack:
         stack.enter_context(lever.around())
         stack.enter_context(patch.object(worker, "_Run", Run))
-        if lever.before is not None:
-            lever.before(plan)
         worker.run(plan.to_json(), Silent(), resolved_yaml=resolved)
     return watch.result(size.warmup) | compared | _flops(made, shape, gkd=gkd)
 
@@ -359,26 +357,25 @@ def loss_alone(path: str, size: Size) -> dict[str, Any]:
         student.grad = None
         out = losses.distillation_loss(
             student, labels, head, teacher_hidden_NH=teacher, teacher_head_VH=head, beta=GKD["beta"],
-            ce_weight=ce_weight, chunk_tokens=512,
+            ce_weight=ce_weight, chunk_tokens=512, backend=LOSS_PATHS[path],
         )  # fmt: skip
         out.loss.backward()
         return float(out.loss.detach())
 
     found: dict[str, Any] = {"peak_gib": None}
-    with LOSS_PATHS[path]():
-        found["ms"] = timed(step, warmup=3, repeats=10)
-        if torch.cuda.is_available():
-            student.grad = None
-            gc.collect()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            step()
-            found["peak_gib"] = (torch.cuda.max_memory_allocated() - before) / GIB
-        for part, ce_weight in (("", GKD["sft_alpha"]), ("jsd_", 0.0)):
-            value = step(ce_weight)
-            plain = plain_loss(student, labels, head, teacher, beta=GKD["beta"], ce_weight=ce_weight)
-            found[f"{part}loss_error"] = abs(value - plain.loss) / abs(plain.loss)
-            found[f"{part}gradient_error"] = relative(student.grad, plain.hidden_gradient)
+    found["ms"] = timed(step, warmup=3, repeats=10)
+    if torch.cuda.is_available():
+        student.grad = None
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        found["peak_gib"] = (torch.cuda.max_memory_allocated() - before) / GIB
+    for part, ce_weight in (("", GKD["sft_alpha"]), ("jsd_", 0.0)):
+        value = step(ce_weight)
+        plain = plain_loss(student, labels, head, teacher, beta=GKD["beta"], ce_weight=ce_weight)
+        found[f"{part}loss_error"] = abs(value - plain.loss) / abs(plain.loss)
+        found[f"{part}gradient_error"] = relative(student.grad, plain.hidden_gradient)
     return found
 
 

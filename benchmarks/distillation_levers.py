@@ -10,10 +10,6 @@ from typing import Any
 from unittest.mock import patch
 
 
-class NotBuilt(Exception):
-    """The installed vltool has no such switch."""
-
-
 @dataclass(frozen=True, slots=True)
 class Lever:
     """One thing that is done differently from the centre."""
@@ -23,15 +19,6 @@ class Lever:
     """Section -> keys, laid over the centre's recipe; relative paths begin in the cell's own folder."""
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Entered around the whole run."""
-    before: Callable[[Any], None] | None = None
-    """Called with the `RunPlan` before the run, for what has to be made first; its time does not count."""
-
-
-@contextmanager
-def not_built() -> Iterator[None]:
-    """Stands where a switch is to come."""
-    raise NotBuilt("this version of vltool has no such switch")
-    yield
 
 
 @contextmanager
@@ -48,22 +35,42 @@ def loss_arguments(**arguments: Any) -> Iterator[None]:
         yield
 
 
+def own_vision() -> AbstractContextManager[Any]:
+    """Inside, the teacher runs the vision tower again, as if it had no block in common with the student."""
+    from vltool.training import make_teacher
+
+    return patch.object(make_teacher, "common_blocks", lambda model: 0)
+
+
+@contextmanager
+def disable_adapter() -> Iterator[None]:
+    """Inside, the student becomes the teacher by peft's own context and transformers' modes."""
+    import torch
+
+    from vltool.training.teacher import AdaptersOff, evaluating
+
+    @contextmanager
+    def teaching(self: AdaptersOff) -> Iterator[None]:
+        with torch.no_grad(), self._model.disable_adapter(), evaluating(self._model):
+            yield
+
+    with patch.object(AdaptersOff, "teaching", teaching):
+        yield
+
+
 LEVERS = {
-    "eager-loss": Lever("loss in eager chunks, no Triton kernel", around=not_built),  # TODO the switch of losses.py
-    "own-vision": Lever("the teacher runs the vision tower again", around=not_built),  # TODO the switch of teacher.py
-    "disable-adapter": Lever("peft's disable_adapter, no flags", around=not_built),  # TODO the switch of teacher.py
+    "eager-loss": Lever("loss in plain torch, no Triton kernel", around=partial(loss_arguments, backend="eager")),
+    "own-vision": Lever("the teacher runs the vision tower again", around=own_vision),
+    "disable-adapter": Lever("peft's disable_adapter, no flags", around=disable_adapter),
     "top64": Lever(
-        "offline teacher, 64 tokens a position", around=not_built
-    ),  # TODO rlhf.teacher_cache, made in before
+        "offline teacher, 64 tokens a position (of random weights no token is likely: hence its errors)",
+        overlay={"rlhf": {"teacher_cache": "teacher-cache"}},
+    ),
     "no-teacher": Lever("llm_kd_weight 0: cross entropy alone", overlay={"rlhf": {"llm_kd_weight": 0.0}}),
     "chunk-256": Lever("loss in chunks of 256 positions", around=partial(loss_arguments, chunk_tokens=256)),
-    "chunk-512": Lever("loss in chunks of 512 positions", around=partial(loss_arguments, chunk_tokens=512)),
     "chunk-1024": Lever("loss in chunks of 1,024 positions", around=partial(loss_arguments, chunk_tokens=1024)),
 }
-"""Around the centre: vltool's GKD, image-heavy, checkpointing on."""
+"""Around the centre: vltool's GKD, image-heavy, checkpointing on, chunks of 512."""
 
-LOSS_PATHS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "default": nullcontext,  # what vltool does by itself on this device
-    "eager": not_built,  # TODO the same switch as the lever eager-loss
-}
-"""Ways through `distillation_loss`, for the loss alone."""
+LOSS_PATHS = {"default": None, "eager": "eager"}
+"""Ways through `distillation_loss`, for the loss alone: what vltool takes by itself on this device, and plain torch."""
