@@ -46,13 +46,16 @@ class Stopwatch(TrainerCallback):
     """The time between the ends of optimizer steps, data included, and the memory at its highest."""
 
     def __init__(self) -> None:
+        self._made = self._began = time.perf_counter()
         self._ends: list[float] = []
+        self._phases: dict[str, float] = {}
         self._memory: dict[str, float | None] = {"peak_gib": None, "reserved_gib": None}
         self.after: Callable[[], None] = lambda: None
         """Called when training is over and everything is still there."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """What loading took does not count."""
+        self._began = time.perf_counter()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -68,12 +71,16 @@ class Stopwatch(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Let others look at the model."""
+        ended = time.perf_counter()
         self.after()
+        self._phases = {"before": self._began - self._made, "training": ended - self._began}
+        self._phases["comparing"] = time.perf_counter() - ended
 
     def result(self, warmup: int) -> dict[str, Any]:
         """Median and all times of the counted steps, in milliseconds, and the memory."""
         times = [1e3 * (end - start) for start, end in zip(self._ends, self._ends[1:], strict=False)][warmup - 1 :]
-        return {"step_ms": statistics.median(times), "steps_ms": times} | self._memory
+        found = {"step_ms": statistics.median(times), "steps_ms": times, "phases_s": self._phases}
+        return found | self._memory
 
 
 def timed(work: Callable[[], Any], *, warmup: int, repeats: int) -> float:

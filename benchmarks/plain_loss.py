@@ -53,7 +53,7 @@ def plain_loss(
                 loss = loss + kd_weight * jsd(logits.double().log_softmax(-1), taught.double().log_softmax(-1), beta)
             loss = loss / len(positions)
             (gradient_NH[chosen],) = torch.autograd.grad(loss, hidden)
-            total += float(loss)
+            total += float(loss.detach())
     return PlainLoss(total, gradient_NH)
 
 
