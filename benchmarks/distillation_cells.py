@@ -137,7 +137,6 @@ def vltool_cell(
     lever: Lever | None = None,
 ) -> dict[str, Any]:
     """A run of vltool's worker as `vltool train` starts it, and its losses beside the plain ones."""
-    lever = lever or Lever("")
     watch, compared = Stopwatch(), {}
 
     def look(trainer: Any) -> None:
@@ -153,12 +152,14 @@ def vltool_cell(
         def _trainer(self) -> Any:
             trainer, records = super()._trainer()
             trainer.add_callback(watch)
-            watch.after = partial(look, trainer)
+            if checkpointing and (lever is None or lever.compares):
+                watch.after = partial(look, trainer)
             return trainer, records
 
     plan, resolved = _plan(made, size, shape, scratch, gkd=gkd, checkpointing=checkpointing, lever=lever)
     with ExitStack() as stack:
-        stack.enter_context(lever.around())
+        if lever is not None:
+            stack.enter_context(lever.around())
         stack.enter_context(patch.object(worker, "_Run", Run))
         worker.run(plan.to_json(), Silent(), resolved_yaml=resolved)
     return watch.result(size.warmup) | compared | _flops(made, shape, gkd=gkd)

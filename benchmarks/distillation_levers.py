@@ -17,6 +17,8 @@ class Lever:
     says: str
     overlay: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Section -> keys, laid over the centre's recipe; relative paths begin in the cell's own folder."""
+    compares: bool = False
+    """Whether it touches how loss and gradient are made, so that they are held against the plain path again."""
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
     """Entered around the whole run."""
 
@@ -59,15 +61,16 @@ def disable_adapter() -> Iterator[None]:
 
 
 LEVERS = {
-    "eager-loss": Lever("loss in plain torch, no Triton kernel", around=partial(loss_arguments, backend="eager")),
-    "own-vision": Lever("the teacher runs the vision tower again", around=own_vision),
-    "disable-adapter": Lever("peft's disable_adapter, no flags", around=disable_adapter),
+    "eager-loss": Lever(
+        "loss in plain torch, no Triton kernel", compares=True, around=partial(loss_arguments, backend="eager")
+    ),
+    "own-vision": Lever("the teacher runs the vision tower again", compares=True, around=own_vision),
+    "disable-adapter": Lever("peft's disable_adapter, no flags", compares=True, around=disable_adapter),
     "top64": Lever(
-        "offline teacher, 64 tokens a position (of random weights no token is likely: hence its errors)",
+        "offline teacher, 64 tokens a position",
         overlay={"rlhf": {"teacher_cache": "teacher-cache"}},
     ),
     "no-teacher": Lever("llm_kd_weight 0: cross entropy alone", overlay={"rlhf": {"llm_kd_weight": 0.0}}),
-    "chunk-256": Lever("loss in chunks of 256 positions", around=partial(loss_arguments, chunk_tokens=256)),
     "chunk-1024": Lever("loss in chunks of 1,024 positions", around=partial(loss_arguments, chunk_tokens=1024)),
 }
 """Around the centre: vltool's GKD, image-heavy, checkpointing on, chunks of 512."""

@@ -68,7 +68,7 @@ SIZES = {
         dtype="bfloat16",
         workers=4,
         warmup=2,
-        steps=6,
+        steps=5,
         loss=(8192, 151936, 2560),
         gemm=8192,
     ),
