@@ -120,6 +120,20 @@ def test_two_processes_take_the_steps_of_one(recipe, runs, records, tmp_path):
             ]
 
 
+def test_a_teacher_in_shards_is_asked_once(runs, records, tmp_path):
+    """All records lie in one shard: while one process asks, the other keeps step."""
+    training = {"max_steps": 2, "save_steps": 2, "eval_steps": 2, "effective_batch_size": 4}
+    cached = {"teacher_cache": str(tmp_path / "cache"), "teacher_cache_topk": 10**6}
+
+    def run(name, per_device, **sections):
+        wanted = training | {"per_device_train_batch_size": per_device}
+        return runs("stage3_gkd_forward", name, training=wanted, data=IN_ORDER, **sections)
+
+    two = run("two", 2, **TWO, **STRATEGIES["ZeRO-3"], rlhf=cached)
+    assert_same(two, run("one", 4))
+    assert_same(run("reads", 4, rlhf=cached), two)
+
+
 ALONE: dict[str, Any] = {}
 """What one process comes to, once for all strategies."""
 

@@ -50,21 +50,20 @@ class AskTeacher(TrainerCallback):
         size = self._trainer.args.per_device_train_batch_size
         for begun in range(0, len(missing), self._ranks.count):
             self._reporter.progress("asking the teacher", begun * SHARD, len(missing) * SHARD)
-            mine = missing[begun:][self._ranks.rank : self._ranks.rank + 1]
-            start = mine[0] * SHARD if mine else cache.records
-            end = min(start + SHARD, cache.records)
-            # Past the last record there are fillers, with which a process keeps step.
-            stop = start + SHARD if self._in_step else end
-            batches = [list(range(at, min(at + size, stop))) for at in range(start, stop, size)]
+            together = [range(shard * SHARD, min((shard + 1) * SHARD, cache.records)) for shard in missing[begun:]]
+            together = together[: self._ranks.count]
+            mine = together[self._ranks.rank] if self._ranks.rank < len(together) else range(0)
+            indices = list(mine)
             if self._in_step:
-                batches = [[index if index < end else len(records) for index in batch] for batch in batches]
+                # One past the last record is a filler, with which a process keeps step.
+                indices += [len(records)] * (max(map(len, together)) - len(indices))
             rows: list[Taught] = []
-            for batch in self._asked(records, batches):
+            for batch in self._asked(records, [indices[at : at + size] for at in range(0, len(indices), size)]):
                 contents = batch.pop(_CONTENTS)
-                topks = list(self._trainer.ask(batch))
+                topks = self._trainer.ask(batch)
                 rows += [Taught(content, topk) for content, topk in zip(contents, topks, strict=True)]
             if mine:
-                cache.write(mine[0], rows[: end - start])
+                cache.write(mine.start // SHARD, rows[: len(mine)])
             self._ranks.wait()
 
     def _asked(self, records: EncodedRecords, batches: list[list[int]]) -> Iterator[dict[str, Any]]:
