@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -122,6 +125,35 @@ def test_gradients_reach_exactly_what_lies_before_a_component(component, models)
         tower_of(name) for name, p in student.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
     }
     assert reached == REACHES[component]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("component", REACHES)
+def test_the_gradient_through_the_tower_is_that_of_finite_differences(component, distance, models):
+    """Along a random direction of all parameters of the vision tower at once, in fp64."""
+    student, teacher = (copy.deepcopy(model.model.visual).double() for model in models)
+    student, teacher = (SimpleNamespace(model=SimpleNamespace(visual=visual)) for visual in (student, teacher))
+    images = {name: value.double() if value.is_floating_point() else value for name, value in IMAGES.items()}
+    with torch.no_grad():
+        theirs = FeatureTap(teacher).of_images(images)
+    tap, plan = FeatureTap(student), only(component, FeatureTermPlan(weight=2.0, distance=distance))
+
+    def term():
+        (value,) = vision_terms(tap.of_images(images), theirs, plan, patches=32, merged=8).values()
+        return value
+
+    parameters = list(student.model.visual.parameters())
+    gradients = torch.autograd.grad(term(), parameters, allow_unused=True)
+    generator = torch.Generator().manual_seed(0)
+    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+    wanted = sum(float((g * d).sum()) for g, d in zip(gradients, direction, strict=True) if g is not None)
+    values, step = [], 1e-6
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, towards in zip(parameters, direction, strict=True):
+                parameter.add_(towards, alpha=sign * step)
+            values.append(float(term()))
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(wanted, rel=1e-5)
 
 
 @pytest.mark.parametrize("component", REACHES)
