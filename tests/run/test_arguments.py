@@ -292,18 +292,20 @@ def read_by_the_tuner(name):
     )
 
 
+COMPANY = {"quantization": {"quant_method": "bnb", "quant_bits": 4}}
+"""Section -> keys without which its others mean nothing."""
+
+
 @pytest.mark.parametrize("name", NOT_HONOURED)
 def test_a_key_that_is_not_honoured_is_refused_at_its_line(name, house):
     key = swift_table().keys[name]
     value = another_value(key)
     assert not unsupported.honoured(name, value)
-    chosen = {} if read_by_the_tuner(name) else {"tuner_type": "lora"}
+    chosen = COMPANY.get(key.section, {}) if read_by_the_tuner(name) else {"tuner_type": "lora"}
     (problem,) = house.refused(**{key.section: chosen | {name: value}})
     dotted = f"{key.section}.{name}"
     if not read_by_the_tuner(name):
         assert problem.what.startswith(f"{dotted} means nothing to tuner_type: lora")
-    elif key.section == "quantization":
-        assert problem.what == "quantization: this version of vltool cannot do quantized base models yet"
     else:
         assert problem.what == f"{dotted}: this version of vltool cannot do {name}: {value!r} yet"
     assert problem.do
@@ -329,7 +331,8 @@ PARTS = [(name, value) for name, values in unsupported.PARTLY.items() for value 
 
 @pytest.mark.parametrize(("name", "value"), PARTS, ids=[f"{name}={value}" for name, value in PARTS])
 def test_a_key_that_is_partly_honoured_is_accepted_at_those_values(name, value, house):
-    assert house.plan(**{swift_table().keys[name].section: {name: value}}).arguments[name] == value
+    section = swift_table().keys[name].section
+    assert house.plan(**{section: COMPANY.get(section, {}) | {name: value}}).arguments[name] == value
 
 
 @pytest.mark.parametrize("name", unsupported.PARTLY)
@@ -338,7 +341,7 @@ def test_a_key_that_is_partly_honoured_is_refused_at_others(name, house):
     kind = OTHERS_THAN.get(key.type[0], ())
     value = next(value for value in (*key.choices, *kind) if value not in unsupported.PARTLY[name])
     sections = {"training": {"bf16": False}}
-    sections[key.section] = sections.get(key.section, {}) | {name: value}
+    sections[key.section] = sections.get(key.section, COMPANY.get(key.section, {})) | {name: value}
     problems = house.refused(**sections)
     assert [problem.what for problem in problems] == [
         f"{key.section}.{name}: this version of vltool cannot do {name}: {value!r} yet"
@@ -380,7 +383,6 @@ FEATURES = {
         {"tuner": {"tuner_type": "vera", "lora_rank": None, "lora_alpha": None, "lora_dropout": None}},
         {"tuner": FULL},
     ),
-    "quantization": ({"quantization": {"quant_bits": 4}}, {"quantization": {}}),
     "deepspeed.config": (
         {"deepspeed": {"enabled": True, "config": "zero3"}, "rlhf": {"lmbda": 0.1}},
         {"deepspeed": {"enabled": True, "config": "zero2"}, "rlhf": {"lmbda": 0.1, "seq_kd": True}},
@@ -412,6 +414,21 @@ def test_a_feature_that_is_not_built_is_refused_at_its_line(key, house):
     assert problem.do
     assert str(problem.where).startswith("mine.yaml:1:")
     house.plan(**distilling(alike))
+
+
+@pytest.mark.parametrize(
+    ("key", "sections"),
+    [
+        ("tuner.tuner_type", {"tuner": FULL}),
+        ("tuner.init_weights", {"tuner": {"init_weights": "pissa"}}),
+        ("deepspeed.config", {"deepspeed": {"enabled": True, "config": "zero3"}}),
+    ],
+)
+def test_a_packed_base_has_its_limits(key, sections, house):
+    (problem,) = house.refused(**sections, **COMPANY)
+    assert problem.what.startswith(f"{key}: this version of vltool cannot do ")
+    assert "4-bit base" in problem.what
+    assert house.plan(**COMPANY).arguments["quant_bits"] == 4
 
 
 def test_every_feature_that_is_refused_has_its_case():

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import inspect as types
 
 from vltool.errors import InvalidInput, Problem, Where
-from vltool.recipe import data_rules, distillation_rules, launch_rules, training_rules, tuner_rules
+from vltool.recipe import data_rules, distillation_rules, launch_rules, quantization_rules, training_rules, tuner_rules
 from vltool.recipe.convert import convert
 from vltool.recipe.keys import OWN_KEYS, cleared_nothing, swift_keys, unknown_key
 from vltool.recipe.load import KeyNode, MapNode, Node, ScalarNode, SeqNode
@@ -35,6 +35,7 @@ _MEANT = {
 """Key and value -> what says it, for words of the field that are no value there."""
 RULES = (
     *tuner_rules.RULES, *data_rules.RULES, *training_rules.RULES, *launch_rules.RULES, *distillation_rules.RULES,
+    *quantization_rules.RULES,
 )  # fmt: skip
 """What is asked of several keys together, in this order: later rules trust what earlier ones found right."""
 _LENGTH_KEYS = ("model.max_model_len", "template.max_length")

@@ -48,6 +48,8 @@ class Evidence(Struct, kw_only=True):
     """What came from an earlier stage; None without one."""
     tower_problems: list[str] | None = None
     """Audit before step 1; empty: nothing wrong."""
+    quantization: dict[str, Any] | None = None
+    """How the base was packed into 4 bits, in transformers' words; None where it was not."""
     loss_backend: str | None = None
     """`triton`, or `eager` and why: what computes the loss."""
     kd_at_start: float | None = None

@@ -62,6 +62,11 @@ def train(plan: RunPlan, reporter: Reporter, *, resolved: Recipe) -> dict[str, A
             f"{plan.origins.get('deepspeed', 'the recipe')}: DeepSpeed is not installed",
             "pip install 'vltool[deepspeed]', or write enabled: false under deepspeed",
         )
+    if plan.arguments.get("quant_method") == "bnb" and find_spec("bitsandbytes") is None:
+        raise MissingOnHost(
+            f"{plan.origins['quant_method']}: bitsandbytes, which packs the base into 4 bits, is not installed",
+            "pip install 'vltool[quantization]', or take quant_method out",
+        )
     defaults = DEFAULT_ENVIRONMENT | {"OMP_NUM_THREADS": str(_cpu_threads(plan))} | plan.env
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -48,7 +48,8 @@ def _differences(begun: RunPlan, plan: RunPlan) -> Iterator[tuple[str, Any, Any]
     if Path(begun.model).resolve() != Path(plan.model).resolve():
         yield "model", begun.model, plan.model
     for name, key in swift_table().keys.items():
-        if name == "torch_dtype" or (key.section == "tuner" and not name.endswith("dropout")):
+        tells = key.section in ("tuner", "quantization") or name == "torch_dtype"
+        if tells and not name.endswith("dropout"):
             was, now = (run.arguments.get(name, key.default) for run in (begun, plan))
             if was != now:
                 yield name, was, now

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from vltool.run.plan import RunPlan
 
 FILE_NAME = "teacher_cache.json"
-_TEMPLATE = ("template", "max_length", "max_pixels", "truncation_strategy", "loss_scale", "torch_dtype", "bf16")
+_ARGUMENTS = (
+    "template", "max_length", "max_pixels", "truncation_strategy", "loss_scale", "torch_dtype", "bf16", "quant_method",
+    "quant_bits", "bnb_4bit_compute_dtype", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant",
+)  # fmt: skip
 """ms-swift's arguments on which a sample's tokens, or the teacher's arithmetic, depend."""
 
 
@@ -36,7 +39,7 @@ def cache_key(plan: RunPlan) -> dict[str, Any]:
         "topk": kd.cache.topk,
         "kd_temperature": kd.kd_temperature,
         "teacher": _checkpoint(Path(kd.teacher_model)),
-        "template": {name: plan.arguments.get(name) for name in _TEMPLATE},
+        "arguments": {name: plan.arguments.get(name) for name in _ARGUMENTS},
         "prompts": {"user": data.user_prompt, "system": data.system_prompt},
         "emit_norm": data.emit_norm,
         "use_summary": data.use_summary,

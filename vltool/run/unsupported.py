@@ -23,6 +23,8 @@ HONOURED = frozenset(
         "data_seed", "dataloader_drop_last", "dataloader_num_workers",
         "dataloader_persistent_workers", "dataloader_pin_memory", "dataloader_prefetch_factor",
         "train_dataloader_shuffle",
+        # quantization
+        "bnb_4bit_quant_type", "bnb_4bit_use_double_quant",
         # tuner
         "lora_rank", "lora_alpha", "lora_dropout", "use_dora", "use_rslora",
         "adalora_beta1", "adalora_beta2", "adalora_deltaT", "adalora_init_r", "adalora_orth_reg_weight",
@@ -49,6 +51,7 @@ HONOURED = frozenset(
 """ms-swift's keys that vltool's trainer, data and audits honour at any value."""
 
 PARTLY: dict[str, tuple[Any, ...]] = {
+    "bnb_4bit_compute_dtype": ("bfloat16", "float32"),
     "dataloader_multiprocessing_context": ("fork",),
     # The first steps of a float16 run overflow on purpose, which the audits could not tell from a fault.
     "fp16": (False,),
@@ -61,6 +64,8 @@ PARTLY: dict[str, tuple[Any, ...]] = {
     "optim": ("adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd"),
     "optimizer": ("default", "multimodal"),
     "init_weights": ("true", "True", "gaussian", "pissa"),
+    "quant_bits": (4,),
+    "quant_method": ("bnb",),
     "save_strategy": ("steps", "epoch"),
     "task_type": ("causal_lm",),
     "template": ("qwen3_vl",),
@@ -112,7 +117,20 @@ def problems(recipe: Recipe) -> list[Problem]:
             "deepspeed.enabled",
             "DeepSpeed with tuner_type: adalora",
         ),
-        (bool(recipe.swift.get("quantization")), "quantization", "quantized base models"),
+    ]
+    quantized = bool((recipe.swift.get("quantization") or {}).get("quant_method"))
+    asked += [
+        (
+            quantized and tuner.tuner_type != "lora",
+            "tuner.tuner_type",
+            f"tuner_type: {tuner.tuner_type} over a 4-bit base",
+        ),
+        (quantized and starts_with_pissa(recipe), "tuner.init_weights", "PiSSA over a 4-bit base"),
+        (
+            quantized and zero_stage(deepspeed_config(recipe, [])) == 3,
+            "deepspeed.config",
+            "a 4-bit base under ZeRO-3, which would have to put packed weights in shards",
+        ),
     ]
     if rlhf.rlhf_type is not None:
         asked += [
@@ -140,7 +158,7 @@ def problems(recipe: Recipe) -> list[Problem]:
     for section, values in recipe.swift.items():
         for name, value in values.items():
             key = f"{section}.{name}"
-            if section != "quantization" and not honoured(name, value):
+            if not honoured(name, value):
                 what = f"{key}: this version of vltool cannot do {name}: {value!r} yet"
                 found.append(Problem(what, _DO, recipe.where(key)))
     return found

@@ -23,6 +23,7 @@ from vltool.checkpoint.architecture import (
 from vltool.recipe.tuner_rules import NO_TARGETS
 from vltool.run.arguments import TunerPlan
 from vltool.run.evidence import TowerRow
+from vltool.training import quantized
 from vltool.training.ranks import Ranks
 
 
@@ -140,7 +141,8 @@ def fingerprints(model: nn.Module, *, trainable: bool = False) -> dict[str, int]
 
 def _elements(parameter: Tensor) -> int:
     """Elements of a parameter; ZeRO-3 leaves none in those that it keeps in shards, and their number beside."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    packed = quantized.elements(parameter)
+    return int(getattr(parameter, "ds_numel", parameter.numel())) if packed is None else packed
 
 
 Part = tuple[Tower, int | None]

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 from transformers.utils import logging
 
 from vltool.checkpoint.census import take_census
+from vltool.run.evidence import Evidence
 from vltool.run.folder import PLAN_FILE_NAME
 from vltool.run.plan import RunPlan
 from vltool.training.probe import load_probe, logits_at
+from vltool.training.quantized import keep_packed
 
 
 def main(run_dir: Path, checkpoint: Path) -> str:
@@ -29,7 +31,15 @@ def main(run_dir: Path, checkpoint: Path) -> str:
     base = census.base or str(checkpoint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, plan.arguments["torch_dtype"])
-    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype).to(device)
+    packing = Evidence.read(run_dir).quantization
+    if packing is None:
+        model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype).to(device)
+    else:
+        config = BitsAndBytesConfig.from_dict(packing)
+        model = AutoModelForImageTextToText.from_pretrained(
+            base, dtype=dtype, quantization_config=config, device_map=device
+        )
+        keep_packed(model)
     if census.base is not None:
         model = PeftModel.from_pretrained(model, str(checkpoint))
     model.eval()

@@ -28,6 +28,7 @@ from vltool.run.arguments import ALWAYS
 from vltool.run.plan import RunPlan
 from vltool.training.collate import BlankImage
 from vltool.training.pissa import take_up
+from vltool.training.quantized import keep_packed, packed_among
 
 __all__ = [
     "MS_SWIFT_CALLBACKS",
@@ -93,6 +94,13 @@ def build(plan: RunPlan, *, records: int = 1) -> Prepared:
         raise MissingOnHost(f"the model needs a package that is not installed: {error}", "install it") from error
     _keep_context_length(pipeline.model, plan)
     _keep_forward(pipeline.model)
+    keep_packed(pipeline.model)
+    if packed := packed_among(pipeline.model, plan.tuner.modules_to_save):
+        at = plan.origins.get("modules_to_save")
+        raise InvalidInput(
+            f"{at}: " * bool(at) + f"modules_to_save: {', '.join(packed[:3])} are packed into 4 bits, and cannot train",
+            "name modules outside the language model's layers, or train these by LoRA",
+        )
     _obey_token_ids(pipeline.template, pipeline.model.config)
     try:
         model = pipeline.prepare_model(
@@ -159,6 +167,7 @@ def build_teacher(plan: RunPlan, prepared: Prepared) -> Any:
             model=plan.distillation.teacher_model, model_type=plan.distillation.teacher_model_type
         )
     _keep_forward(teacher)
+    keep_packed(teacher)
     return teacher.requires_grad_(False).eval()
 
 

@@ -55,7 +55,7 @@ class HeadTap:
         head = self.head
         if isinstance(head, ModulesToSaveWrapper):
             head = head.modules_to_save[head.active_adapters[0]] if adapters else head.original_module
-        if not isinstance(head, nn.Linear):
+        if not isinstance(head, nn.Linear) or not head.weight.is_floating_point():
             raise RunFailed(
                 f"the language head is a {type(head).__name__}, whose weight is not one matrix",
                 "train the head in full (tuner.modules_to_save: [lm_head]) or not at all",

@@ -30,6 +30,7 @@ from vltool.training.logs import logs_into
 from vltool.training.losses import why_eager
 from vltool.training.make_teacher import make_teacher
 from vltool.training.probe import Probe
+from vltool.training.quantized import settings_of
 from vltool.training.ranks import Ranks, meet
 from vltool.training.teacher import HeadTap
 from vltool.training.trainer import CaptionTrainer
@@ -67,7 +68,7 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
                 run_dir.rmdir()
             raise
         warnings_file.begin()
-        evidence = Evidence()
+        evidence = Evidence(quantization=settings_of(prepared.model))
         if ranks.is_first:
             write_atomically(run_dir / PLAN_FILE_NAME, plan.to_json())
             write_atomically(run_dir / "resolved.yaml", resolved_yaml.encode())
