@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
+
+import torch
 
 from vltool.audit.run_rules import Judge
 from vltool.run import launch
