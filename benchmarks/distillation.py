@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from fnmatch import fnmatch
 from itertools import islice
 from pathlib import Path
@@ -123,7 +125,9 @@ class Child:
         command += ["--folder", str(folder), "--checkpoints", checkpoints]
         env = os.environ | {key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()}
         with self._log.open("w") as log:
-            self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+            )
 
     def result(self, seconds: float) -> dict[str, Any]:
         """Let it work; what it measured, or {"error": …}."""
@@ -135,6 +139,7 @@ class Child:
             return {"error": f"took longer than {seconds:.0f} s", "seconds": seconds}
         except BrokenPipeError:
             self._process.wait()
+        self._end_workers()
         took = {"seconds": time.monotonic() - started}
         if self._result.is_file():
             return json.loads(self._result.read_text(encoding="utf-8")) | took
@@ -143,9 +148,13 @@ class Child:
 
     def end(self) -> None:
         """Not needed, or not any more."""
-        if self._process.poll() is None:
-            self._process.kill()
+        self._end_workers()
         self._process.communicate()
+
+    def _end_workers(self) -> None:
+        """End what is left of its session: loaders' workers would hold on to its GPU memory for seconds."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _measure(

@@ -42,6 +42,16 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def wait_for_memory(seconds: float = 20.0) -> None:
+    """Until the GPU has let go of the cell before."""
+    until = time.monotonic() + seconds
+    while torch.cuda.is_available() and time.monotonic() < until:
+        free, total = torch.cuda.mem_get_info()
+        if free > 0.95 * total:
+            return
+        time.sleep(0.2)
+
+
 class Stopwatch(TrainerCallback):
     """The time between the ends of optimizer steps, data included, and the memory at its highest."""
 
@@ -100,6 +110,7 @@ def timed(work: Callable[[], Any], *, warmup: int, repeats: int) -> float:
 
 def run_cell(name: str, made: dict[str, Any], size: Size) -> dict[str, Any]:
     """Do the cell; what it measured."""
+    wait_for_memory()
     kind, _, rest = name.partition("-")
     if kind == "gemm":
         return gemm(size)
