@@ -104,10 +104,11 @@ def test_bad_recipes(name, vltool, written, tmp_path):
 
 
 def test_all_problems_of_a_recipe_are_told_at_once(vltool, written):
-    code, _, err = vltool("train", written("training:\n  packing: true\nquantization:\n  quant_bits: 4\n"))
+    eight_bits = "quantization:\n  quant_method: bnb\n  quant_bits: 8\n"
+    code, _, err = vltool("train", written(f"training:\n  packing: true\n{eight_bits}"))
     assert code == 2
     assert "packing" in err
-    assert "quantized" in err
+    assert "quant_bits: 8" in err
     assert "2 problems" in err
 
 

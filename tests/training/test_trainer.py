@@ -66,13 +66,13 @@ def test_no_tensor_of_tokens_by_vocabulary_exists(recipe, real_ids, overlay, tra
 
 
 def test_the_teacher_does_not_run_where_nothing_asks_for_it(overlay, train, monkeypatch):
-    from vltool.training import worker
+    from vltool.training import make_teacher
 
     def no_teacher(*args, **kwargs):
         raise AssertionError("the teacher was called")
 
     for name in ("hidden_and_head", "features", "writing"):
-        monkeypatch.setattr(worker.AdaptersOff, name, no_teacher)
+        monkeypatch.setattr(make_teacher.AdaptersOff, name, no_teacher)
     run = train(overlay("stage3_gkd_forward", rlhf={"llm_kd_weight": 0.0}))
     assert not any("llm_kd_loss" in name for row in run.rows for name in row)
     with pytest.raises(AssertionError, match="the teacher was called"):
@@ -81,17 +81,17 @@ def test_the_teacher_does_not_run_where_nothing_asks_for_it(overlay, train, monk
 
 @pytest.mark.parametrize(("batches", "measured"), [(0, False), (1, True), ("all", True)])
 def test_evaluation_measures_the_divergence_on_as_many_batches_as_asked(batches, measured, overlay, train, monkeypatch):
-    from vltool.training import worker
+    from vltool.training import make_teacher
 
     calls = []
-    real = worker.AdaptersOff.hidden_and_head
+    real = make_teacher.AdaptersOff.hidden_and_head
 
     def counted(self, inputs):
         if not self._model.training:
             calls.append(1)
         return real(self, inputs)
 
-    monkeypatch.setattr(worker.AdaptersOff, "hidden_and_head", counted)
+    monkeypatch.setattr(make_teacher.AdaptersOff, "hidden_and_head", counted)
     run = train(overlay("stage3_gkd_forward", rlhf={"eval_kd_batches": batches}))
     (row,) = [row for row in run.rows if "eval/loss" in row]
     assert ("eval/llm_kd_loss" in row) is measured

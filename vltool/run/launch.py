@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -131,6 +132,8 @@ def quiet_imports(*, show: bool) -> Iterator[None]:
             yield
             return
         os.environ.setdefault("LOG_LEVEL", "WARNING")  # ms-swift's
+        # peft imports it wherever it is installed, and on some CPUs it warns of a kernel that it does without.
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         if not visible_gpus(os.environ):
             os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed warns of what it finds by itself
         with warnings.catch_warnings():
