@@ -235,13 +235,19 @@ def test_smoke_runs_a_recipe_of_the_operators_own(overlay, tmp_path):
     shutil.rmtree(keep)
 
 
-def test_smoke_in_two_processes():
+def test_smoke_in_two_processes(overlay, tmp_path):
     from vltool.audit.smoke import run_smoke
 
-    result = run_smoke("stage3_gkd_forward", tiny=True, nproc=2, keep=None, reporter=Silent())
+    answers = tmp_path / "answers"
+    written = {"seq_kd": True, "seq_kd_ratio": 0.5, "teacher_completions_cache": str(answers)}
+    recipe = str(overlay("stage3_gkd_forward", rlhf=written))
+    result = run_smoke(recipe, tiny=True, nproc=2, keep=None, reporter=Silent())
     by_id = {verdict.id: verdict for verdict in result.verdicts}
     assert result.passed, [verdict for verdict in result.verdicts if verdict.status != "pass"]
     assert by_id["processes"].evidence == "every trained tensor bit for bit, on 2 processes"
+    # What a tiny teacher wrote was kept, but not where the operator keeps answers.
+    assert result.plan.distillation.sampling.completions_cache not in (None, str(answers))
+    assert not answers.exists()
 
 
 def test_the_overlays_of_smoke_say_nothing_of_their_own():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from vltool.checkpoint.header import TensorInfo, read_header
+from vltool.checkpoint.header import TensorInfo, read_header, tensor_offsets
 from vltool.errors import BadContent
 
 GOOD = {
@@ -38,6 +38,12 @@ def file(tmp_path):
         return path
 
     return write
+
+
+def test_tensors_lie_behind_the_header_and_each_other(file):
+    path = file(contents(GOOD))
+    start = path.stat().st_size - 32
+    assert tensor_offsets(path) == [start, start + 24, start + 32]
 
 
 def test_names_types_and_shapes_in_the_order_of_the_header(file):

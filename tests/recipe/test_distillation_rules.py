@@ -92,6 +92,10 @@ def test_what_breaks_a_rule_is_told_at_its_line(added, at, what, do):
         ),
         ("rlhf: {rlhf_type: gkd, seq_kd_ratio: 0.5}\n", "5:38", "rlhf.seq_kd_ratio has no effect", "take the line out"),
         (
+            "rlhf: {rlhf_type: gkd, teacher_completions_cache: x}\n", "5:51",
+            "rlhf.teacher_completions_cache has no effect: seq_kd is not on", "take the line out",
+        ),
+        (
             "rlhf: {rlhf_type: gkd, llm_kd_weight: 0, sft_alpha: 1, lmbda: 0.5}\n", "5:63",
             "rlhf.lmbda: with llm_kd_weight 0, steps on the student's own text have nothing to learn from it",
             "write lmbda: 0.0",
@@ -126,7 +130,7 @@ def test_what_may_not_be_meant_is_noted_at_its_line(added, at, what, do):
         "rlhf: {rlhf_type: gkd, beta: 1, lmbda: 0, sft_alpha: 1}\n",
         "rlhf: {rlhf_type: gkd, llm_kd_weight: 0, sft_alpha: 1, lmbda: 0}\n",
         "rlhf: {rlhf_type: gkd, llm_kd_weight: 1, sft_alpha: 0}\n",
-        "rlhf: {rlhf_type: gkd, seq_kd: true, seq_kd_ratio: 0.5}\n",
+        "rlhf: {rlhf_type: gkd, seq_kd: true, seq_kd_ratio: 0.5, teacher_completions_cache: x}\n",
         "rlhf: {rlhf_type: gkd, lmbda: 0, seq_kd: true, seq_kd_ratio: 0.5, temperature: 0.5}\n",
         "  trainer_variant: gkd_monitor\n" + GKD,
         "  visual_kd: {enabled: false, vit: {enabled: true}}\n",

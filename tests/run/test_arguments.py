@@ -384,10 +384,9 @@ FEATURES = {
         {"tuner": FULL},
     ),
     "deepspeed.config": (
-        {"deepspeed": {"enabled": True, "config": "zero3"}, "rlhf": {"lmbda": 0.1}},
-        {"deepspeed": {"enabled": True, "config": "zero2"}, "rlhf": {"lmbda": 0.1, "seq_kd": True}},
+        {"deepspeed": {"enabled": True, "config": "zero3"}} | COMPANY,
+        {"deepspeed": {"enabled": True, "config": "zero3"}, "rlhf": {"lmbda": 0.1, "seq_kd": True}},
     ),
-    "rlhf.teacher_completions_cache": ({"rlhf": {"teacher_completions_cache": "x"}}, {}),
 }
 """Key -> sections that ask for what cannot be done, and sections that look alike and are accepted."""
 

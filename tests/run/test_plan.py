@@ -118,8 +118,20 @@ def test_sampling_is_as_the_recipe_says(house):
     assert sampled.first == ()
     assert house.plan("stage3_gkd", rlhf={"seq_kd": False}).distillation.sampling.seq_kd_ratio == 0.0
     assert house.plan("stage3_gkd", rlhf={"seq_kd": False, "lmbda": 0.0}).distillation.sampling is None
+    kept = {"teacher_completions_cache": str(house.folder / "answers")}
+    assert sampled.completions_cache is None
+    assert house.plan("stage3_gkd", rlhf=kept).distillation.sampling.completions_cache == str(house.folder / "answers")
+    assert house.plan("stage3_gkd", rlhf=kept | {"seq_kd": False}).distillation.sampling.completions_cache is None
     probed = make_plan(house.recipe("stage3_gkd"), cwd=house.folder, env={}, now=NOW, probe=True)
     assert probed.distillation.sampling.first[:4] == ("dataset", "student", "teacher", "dataset")
+
+
+def test_answers_are_kept_in_a_folder(house):
+    (house.folder / "file").touch()
+    (problem,) = house.refused("stage3_gkd", rlhf={"teacher_completions_cache": str(house.folder / "file")})
+    assert problem.what.startswith("rlhf.teacher_completions_cache: ")
+    assert problem.what.endswith("is no folder")
+    assert str(problem.where).startswith("mine.yaml:1:")
 
 
 @pytest.mark.parametrize("name", ["stage2_llm_lora", "stage3"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from vltool.run.distillation import SamplingPlan
 from vltool.run.telemetry import read_rows
 from vltool.training.generate import answered, draw_source, generate, prompt_of
 from vltool.training.losses import IGNORE
+from vltool.training.teacher import AdaptersOff, FrozenCopy, HeadTap
+from vltool.training.vision_kd import FeatureTap
 
 
 def plan(**changes):
@@ -78,7 +81,7 @@ def ask(model):
     """Samples answers to prompts, each an image and a text of its own."""
     config, text = model.config, model.config.get_text_config()
 
-    def run(*pictures, temperature=1e-3, seed=5, length=12, end_ids=(), never_ids=()):
+    def run(*pictures, temperature=1e-3, seed=5, length=12, end_ids=(), never_ids=(), writer=model):
         prompts = []
         for number, picture in enumerate(pictures):
             ids = [
@@ -96,7 +99,7 @@ def ask(model):
         wanted = plan(temperature=temperature, max_completion_length=length)
         never = [config.image_token_id, config.video_token_id, *never_ids]
         return generate(
-            model, prompts, wanted, end_ids=end_ids or [text.vocab_size - 1], pad_id=0, never_ids=never, seed=seed
+            writer, prompts, wanted, end_ids=end_ids or [text.vocab_size - 1], pad_id=0, never_ids=never, seed=seed
         )
 
     return run
@@ -108,11 +111,41 @@ def test_a_left_padded_batch_answers_as_each_prompt_alone(ask):
     assert together[0] == ask(0.5)[0]
 
 
-def test_another_image_gives_another_answer(ask):
-    # At a temperature at which several tokens are about as likely, so that a small change moves a draw.
-    options = {"temperature": 0.05, "length": 60}
-    assert ask(0.5, **options) == ask(0.5, **options)
-    assert ask(0.5, **options) != ask(-0.9, **options)
+@pytest.fixture(scope="module")
+def student(tiny):
+    """The model under an adapter that has moved away from it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForImageTextToText
+
+    torch.manual_seed(0)
+    base = AutoModelForImageTextToText.from_pretrained(tiny, dtype=torch.float32)
+    return get_peft_model(base, LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+
+
+@pytest.fixture(scope="module")
+def writers(model, student):
+    """The student, and both kinds of teacher of one that started as `model`."""
+    off = AdaptersOff(student, HeadTap(student), FeatureTap(student), None)
+    copy = FrozenCopy(model, None, offload=False)
+    return {"student": lambda: nullcontext(student), "adapters_off": off.writing, "copy": copy.writing}
+
+
+# At a temperature at which several tokens are about as likely, so that a small change moves a draw.
+CLOSE = {"temperature": 0.05, "length": 60}
+
+
+@pytest.mark.parametrize("name", ["student", "adapters_off", "copy"])
+def test_another_image_gives_another_answer(name, ask, writers):
+    with writers[name]() as writer:
+        answer = ask(0.5, writer=writer, **CLOSE)
+        assert ask(0.5, writer=writer, **CLOSE) == answer
+        assert ask(-0.9, writer=writer, **CLOSE) != answer
+
+
+def test_the_student_without_its_adapter_writes_as_its_base(ask, student, writers):
+    with writers["adapters_off"]() as writer:
+        assert ask(0.5, writer=writer, **CLOSE) == ask(0.5, **CLOSE)
+    assert ask(0.5, writer=student, **CLOSE) != ask(0.5, **CLOSE)
 
 
 def test_numbers_are_drawn_by_the_seed_and_disturb_no_others(ask):

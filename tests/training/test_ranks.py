@@ -135,7 +135,7 @@ def test_a_teacher_in_shards_is_asked_once(runs, records, tmp_path):
 
 
 ALONE: dict[str, Any] = {}
-"""What one process comes to, once for all strategies."""
+"""What one process, or DDP, comes to, once for all strategies."""
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -198,16 +198,31 @@ def test_a_run_on_two_processes_goes_on(strategy, runs, tmp_path):
         torch.testing.assert_close(tensor, tensors[name], atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("strategy", ["DDP", "ZeRO-2"])
-def test_two_processes_sample_text(strategy, runs):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_sample_text(strategy, runs, tmp_path):
     training = {"max_steps": 3, "save_steps": 3, "eval_strategy": "no", "effective_batch_size": 4}
+    # Of the six records the second step leaves the second process none.
+    custom = {"train_sample_limit": 6}
     rlhf = {"max_completion_length": 8}
-    run = runs("stage3_gkd", "run", probe=True, training=training, rlhf=rlhf, **TWO, **STRATEGIES[strategy])
-    sources = [name for row in metrics(run) for name in row if name.startswith("train/source/")]
+
+    def run(strategy):
+        cache = {"teacher_completions_cache": str(tmp_path / f"{strategy} answers")}
+        sections = {"training": training, "custom": custom, "rlhf": rlhf | cache}
+        return runs("stage3_gkd", strategy, probe=True, **sections, **TWO, **STRATEGIES[strategy])
+
+    two = run(strategy)
+    sources = [name for row in metrics(two) for name in row if name.startswith("train/source/")]
     assert sources == ["train/source/dataset", "train/source/student", "train/source/teacher"]
-    seen = Evidence.read(run.run_dir)
+    seen = Evidence.read(two.run_dir)
     assert seen.finished
-    assert seen.gradient_problems == seen.frozen_changed == seen.ranks_differ == []
+    assert seen.gradient_problems == seen.frozen_changed == []
+    assert not seen.ranks_differ
+    kept = [path.read_text() for path in (tmp_path / f"{strategy} answers").glob("*/rank-*.jsonl")]
+    assert [text.count("\n") for text in kept] == [2, 2]
+    # Whoever holds the weights, and however, the same answers are drawn from them.
+    if "sampled" not in ALONE:
+        ALONE["sampled"] = two if strategy == "DDP" else run("DDP")
+    assert_same(two, ALONE["sampled"])
 
 
 def test_a_module_in_full_trains_in_bf16_in_shards(runs):

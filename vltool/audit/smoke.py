@@ -68,6 +68,10 @@ def run_smoke(
         if tiny or nproc is not None:
             overlays.append(str(_processes(Path(scratch), nproc or 1)))
         resolved = load_recipe(recipe, overlays=overlays)
+        if tiny and resolved.rlhf.teacher_completions_cache is not None:
+            # What a tiny teacher writes is not for the operator's folder.
+            overlays.append(str(_cache_overlay(Path(scratch))))
+            resolved = load_recipe(recipe, overlays=overlays)
         for note in resolved.notes:
             # What the overlays made here bring along is no concern of the operator's.
             if note.where is None or Path(scratch).name not in note.where.file:
@@ -124,6 +128,13 @@ def _tiny_overlay(scratch: Path, model: Path) -> Path:
         },
     }  # fmt: skip
     overlay.write_bytes(to_json(document))
+    return overlay
+
+
+def _cache_overlay(scratch: Path) -> Path:
+    """An overlay that keeps the teacher's answers where everything else is tiny."""
+    overlay = scratch / "cache.yaml"
+    overlay.write_bytes(to_json({"rlhf": {"teacher_completions_cache": str(scratch.resolve() / "completions")}}))
     return overlay
 
 

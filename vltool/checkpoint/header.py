@@ -1,4 +1,4 @@
-"""safetensors header -> names, dtypes, shapes; reads no tensor.
+"""safetensors header -> names, dtypes, shapes and places; reads no tensor.
 
 Format: https://huggingface.co/docs/safetensors/index#format
 """
@@ -49,6 +49,18 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Raises BadContent for a file that is truncated, lies about its sizes, or is no safetensors at all.
     """
+    entries, _ = _entries(path)
+    return {name: TensorInfo(entry.dtype, entry.shape) for name, entry in entries.items()}
+
+
+def tensor_offsets(path: Path) -> list[int]:
+    """Where in the file each tensor's bytes begin, in rising order. Raises as `read_header` does."""
+    entries, start = _entries(path)
+    return sorted(start + entry.data_offsets[0] for entry in entries.values())
+
+
+def _entries(path: Path) -> tuple[dict[str, _Entry], int]:
+    """The header, held against the file, and where the tensors' bytes begin."""
     try:
         size, raw = _read(path)
         header = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
@@ -77,7 +89,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             f"{path}: its header describes {8 + len(raw) + end} bytes, the file has {size}",
             "it is truncated: copy it again",
         )
-    return {name: TensorInfo(entry.dtype, entry.shape) for name, entry in entries.items()}
+    return entries, 8 + len(raw)
 
 
 def _read(path: Path) -> tuple[int, bytes]:

@@ -14,6 +14,7 @@ BEFORE: dict[str, tuple[Part, ...]] = {
 """Component of `visual_kd` -> the parts at or before its output."""
 _FREEZING = ("tuner.freeze_vit", "tuner.freeze_aligner")
 _SAMPLING = ("max_completion_length", "temperature")
+_TEACHERS = ("seq_kd_ratio", "teacher_completions_cache")
 
 
 def distillation_is_on(settings: Settings) -> None:
@@ -66,7 +67,8 @@ def whose_text_is_trained_on(settings: Settings) -> None:
         for key in _SAMPLING:
             _note_unused(settings, f"rlhf.{key}", "with lmbda 0 and no seq_kd nothing is sampled")
     if not teacher:
-        _note_unused(settings, "rlhf.seq_kd_ratio", "seq_kd is not on")
+        for key in _TEACHERS:
+            _note_unused(settings, f"rlhf.{key}", "seq_kd is not on")
     if student and settings["rlhf.llm_kd_weight"] == 0:
         what = "rlhf.lmbda: with llm_kd_weight 0, steps on the student's own text have nothing to learn from it"
         settings.note("rlhf.lmbda", what, "write lmbda: 0.0")

@@ -49,6 +49,8 @@ class SamplingPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Probability of the teacher's text in the other steps."""
     max_completion_length: int
     temperature: float
+    completions_cache: str | None = None
+    """Folder in which the teacher's answers are kept (see `vltool.training.completions`); None keeps none."""
     first: tuple[Source, ...] = ()
     """Whose text the first steps train on, whatever the probabilities: a smoke test has to see each."""
 
@@ -129,15 +131,19 @@ def distillation_plan(
         offload_teacher=rlhf.offload_teacher_model,
         cache=_cache(recipe),
         visual=_visual(recipe),
-        sampling=_sampling(recipe, every_source=every_source),
+        sampling=_sampling(recipe, problems, every_source=every_source),
     )
 
 
-def _sampling(recipe: Recipe, *, every_source: bool) -> SamplingPlan | None:
+def _sampling(recipe: Recipe, problems: list[Problem], *, every_source: bool) -> SamplingPlan | None:
     rlhf = recipe.rlhf
     ratio = rlhf.seq_kd_ratio if rlhf.seq_kd else 0.0
     if not rlhf.lmbda and not ratio:
         return None
+    cache = rlhf.teacher_completions_cache if ratio else None
+    if cache is not None and Path(cache).exists() and not Path(cache).is_dir():
+        what = f"rlhf.teacher_completions_cache: {cache} is there already, and is no folder"
+        problems.append(Problem(what, "name a folder", recipe.where("rlhf.teacher_completions_cache")))
     own, rest = rlhf.lmbda, 1 - rlhf.lmbda
     shares: dict[Source, float] = {"dataset": rest * (1 - ratio), "student": own, "teacher": rest * ratio}
     return SamplingPlan(
@@ -145,6 +151,7 @@ def _sampling(recipe: Recipe, *, every_source: bool) -> SamplingPlan | None:
         seq_kd_ratio=ratio,
         max_completion_length=rlhf.max_completion_length,
         temperature=rlhf.temperature,
+        completions_cache=cache,
         first=_one_of_each(shares) if every_source else (),
     )
 

@@ -95,7 +95,7 @@ def _narrowed(tuner: Tuner) -> bool:
 
 def problems(recipe: Recipe) -> list[Problem]:
     """One problem for each thing that the recipe asks for and `train` cannot do yet."""
-    custom, training, tuner, rlhf = recipe.custom, recipe.training, recipe.tuner, recipe.rlhf
+    custom, training, tuner = recipe.custom, recipe.training, recipe.tuner
     asked: list[tuple[bool, str, str]] = [
         (custom.fusion_config is not None, "custom.fusion_config", "mixtures of datasets"),
         (custom.augmentation.enabled, "custom.augmentation.enabled", "augmentation"),
@@ -132,15 +132,6 @@ def problems(recipe: Recipe) -> list[Problem]:
             "a 4-bit base under ZeRO-3, which would have to put packed weights in shards",
         ),
     ]
-    if rlhf.rlhf_type is not None:
-        asked += [
-            (
-                (rlhf.seq_kd or rlhf.lmbda > 0.0) and zero_stage(deepspeed_config(recipe, [])) == 3,
-                "deepspeed.config",
-                "sampling (lmbda above 0, seq_kd) under ZeRO-3",
-            ),
-            (rlhf.teacher_completions_cache is not None, "rlhf.teacher_completions_cache", "cached completions"),
-        ]
     found = [
         Problem(f"{key}: this version of vltool cannot do {what} yet", _DO, recipe.where(key))
         for wanted, key, what in asked

@@ -87,9 +87,10 @@ def generate(
         suppress_tokens=list(never_ids),
         use_cache=True,
     )
+    # Each process alone, until its own answers end: transformers, under ZeRO-3, would wait for all after each token.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
         torch.manual_seed(seed)
-        ids_BS = model.generate(**inputs, generation_config=settings)
+        ids_BS = model.generate(**inputs, generation_config=settings, synced_gpus=False)
     longest = inputs["input_ids"].shape[1]
     return [_until_the_end(ids, end_ids) for ids in ids_BS[:, longest:].tolist()]
 

@@ -42,7 +42,7 @@ class Meter:
         self._plan = kd
         self._components = () if kd is None or kd.visual is None else enabled_components(kd.visual)
         self._sums: dict[str, Tensor] = {}
-        self._counts = dict.fromkeys(("batches", "patches"), 0)
+        self._counts = dict.fromkeys(("batches", "patches", "answers", "read_answers"), 0)
 
     def add(self, out: Losses, *, patches: int, with_kd: bool, source: Source = "dataset") -> None:
         """Add a batch, of whose images there are so many patches.
@@ -66,6 +66,11 @@ class Meter:
             # A term is a sum over its tokens, so many a patch, divided by those of the step.
             self._sum(f"vision/{name}", term.detach() * out.patches)
 
+    def count_answers(self, *, total: int, read: int) -> None:
+        """Add so many answers of the teacher's, of which some were read from its cache."""
+        self._counts["answers"] += total
+        self._counts["read_answers"] += read
+
     def _sum(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
@@ -84,6 +89,7 @@ class Meter:
         llm_kd_loss and vision_kd_loss are weighted; the latter's components stand beside it, and where text is
         sampled the former's sources and their shares of the tokens. sft_loss, token_acc and entropy (of the
         student's distribution, in nats) are those of text that the student did not write, and absent without any.
+        teacher_cached is the share of the teacher's answers that its cache knew.
         parts: take the text's loss as the sum of its parts, for evaluation, where the divergence is measured on some
         batches only; otherwise as it was trained on. Empty without any batch.
         """
@@ -106,6 +112,8 @@ class Meter:
         if plan.sampling is not None and not parts:
             together = max(sum(tokens.values()), 1.0)
             means |= {f"source/{source}": count / together for source, count in tokens.items() if count}
+            if sums["answers"]:
+                means["teacher_cached"] = sums["read_answers"] / sums["answers"]
             if plan.llm_kd_weight > 0.0:
                 means |= {
                     f"llm_kd_loss/{s}": plan.llm_kd_weight * sums[f"kd/{s}"] / count for s, count in taught.items()

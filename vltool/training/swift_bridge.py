@@ -20,7 +20,7 @@ from swift.pipelines.train import SwiftSft
 from swift.template import MaxLengthError
 from swift.trainers import Seq2SeqTrainer
 from swift.trainers.patcher import PrinterCallbackNew, ProgressCallbackNew
-from swift.utils import disable_deepspeed_zero3
+from swift.utils import disable_deepspeed_zero3, unwrap_model_for_generation
 
 from vltool.errors import BadContent, InvalidInput, MissingOnHost, Problem
 from vltool.recipe.swift_keys import swift_table
@@ -41,6 +41,7 @@ __all__ = [
     "check_arguments",
     "dump_conversation",
     "encoder",
+    "unwrap_model_for_generation",
 ]
 
 MS_SWIFT_CALLBACKS = (ProgressCallbackNew, PrinterCallbackNew)

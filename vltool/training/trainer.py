@@ -5,9 +5,8 @@ Suffixes: B batch, S sequence, H hidden size.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,17 +18,17 @@ from torch import Tensor
 from vltool.checkpoint.architecture import Tower, tower_of
 from vltool.errors import BadContent, RunFailed
 from vltool.run.distillation import DistillationPlan, Source
-from vltool.run.telemetry import append_completion
 from vltool.training.adalora import orthogonality
 from vltool.training.checkpoints import CheckpointingTrainer
 from vltool.training.chunks import TopK
 from vltool.training.collate import FACTS, PROMPTS, TAUGHT, BlankImage, Collator, raise_failure, taught_in
-from vltool.training.generate import answered, draw_source, generate
+from vltool.training.generate import draw_source
 from vltool.training.loader import Batches
 from vltool.training.losses import IGNORE, distillation_loss
 from vltool.training.meter import Losses, Meter
 from vltool.training.ranks import Ranks
-from vltool.training.swift_bridge import DataLoaderShard
+from vltool.training.sampling import Sampler
+from vltool.training.swift_bridge import DataLoaderShard, unwrap_model_for_generation
 from vltool.training.teacher import HeadTap, Teacher, evaluating, gathered
 from vltool.training.teacher_cache import likeliest, split_by_record
 from vltool.training.vision_kd import FeatureTap, vision_terms
@@ -70,6 +69,18 @@ class CaptionTrainer(CheckpointingTrainer):
             )
         self._distillation = distillation
         self._teacher = teacher
+        self._sampler = None
+        if distillation is not None and distillation.sampling is not None:
+            self._sampler = Sampler(
+                distillation.sampling,
+                self.template,
+                self.data_collator,
+                self._writing,
+                ranks,
+                seed=self.args.seed,
+                teacher=Path(distillation.teacher_model),
+                run_dir=Path(self.args.output_dir),
+            )
         self._tap = tap
         self._features = features
         self._step_patches = 1.0
@@ -293,7 +304,8 @@ class CaptionTrainer(CheckpointingTrainer):
         self._source = draw_source(self._sampling, seed=self.args.seed, step=step)
         tokens, patches = self._counted(batches)
         if self._source != "dataset":
-            batches = [self._sampled(batch, f"{self.args.seed} {step} {n}") for n, batch in enumerate(batches)]
+            assert self._sampler is not None
+            batches = self._sampler.rewritten(batches, source=self._source, step=step, meter=self._train_meter)
             tokens, patches = self._counted(batches)
         self.saw_images = patches > 0
         self._step_patches = max(patches, 1.0)
@@ -314,29 +326,6 @@ class CaptionTrainer(CheckpointingTrainer):
             raise BadContent(problem for theirs in self._ranks.gather(mine) for problem in theirs)
         return tokens, patches
 
-    def _sampled(self, batch: dict[str, Any], seed: str) -> dict[str, Any]:
-        """The batch with answers of the student or the teacher in place of its own."""
-        assert self._sampling is not None
-        prompts = [prompt for prompt in batch[PROMPTS].samples if prompt["input_ids"]]
-        if not prompts:
-            return batch
-        tokenizer = self.template.tokenizer
-        with self._writing() as model, self.accelerator.autocast():
-            answers = generate(
-                model,
-                prompts,
-                self._sampling,
-                end_ids=(tokenizer.eos_token_id, tokenizer.pad_token_id),
-                pad_id=tokenizer.pad_token_id,
-                never_ids=(self.template.image_token_id, self.template.video_token_id),
-                seed=random.Random(f"{seed} {self._ranks.rank}").getrandbits(63),
-            )
-        if self._ranks.is_first:
-            append_completion(
-                Path(self.args.output_dir), self.state.global_step + 1, self._source, tokenizer.decode(answers[0])
-            )
-        return dict(self.data_collator([answered(*pair) for pair in zip(prompts, answers, strict=True)]))
-
     @property
     def can_show_gradients(self) -> bool:
         """Whether the current step's loss says something even of a student that is still its teacher's equal.
@@ -346,15 +335,20 @@ class CaptionTrainer(CheckpointingTrainer):
         return self._source != "student" or self._sampling is None or self._sampling.lmbda == 1.0
 
     @contextmanager
-    def _writing(self) -> Iterator[Any]:
-        """Inside, the model that it gives generates as the step's source."""
-        if self._source == "student":
-            with evaluating(self.model):
+    def _writing(self, source: Source) -> Iterator[Any]:
+        """Inside, the model that it gives generates as the source. To be entered by all processes."""
+        assert self._distillation is not None
+        with ExitStack() as stack:
+            if source == "student" or self._distillation.teacher == "adapters_off":
+                # Whole, where ZeRO-3 keeps it in shards; a copy is whole anyway.
+                stack.enter_context(unwrap_model_for_generation(self.model_wrapped, self.accelerator))
+            stack.enter_context(self.accelerator.autocast())
+            if source == "student":
+                stack.enter_context(evaluating(self.model))
                 yield self.model
-            return
-        assert self._teacher is not None
-        with self._teacher.writing() as teacher:
-            yield teacher
+            else:
+                assert self._teacher is not None
+                yield stack.enter_context(self._teacher.writing())
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         raise_failure(inputs)
