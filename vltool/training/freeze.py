@@ -135,7 +135,7 @@ def fingerprints(model: nn.Module, *, trainable: bool = False) -> dict[str, int]
     chosen = [(name, p) for name, p in parameters if p.requires_grad is trainable]
     if not chosen:
         return {}
-    hashes = torch.stack([torch.hash_tensor(getattr(p, "ds_tensor", p).detach()).cpu() for _, p in chosen])
+    hashes = torch.stack([torch.hash_tensor(quantized.as_words(getattr(p, "ds_tensor", p))).cpu() for _, p in chosen])
     return dict(zip((name for name, _ in chosen), hashes.tolist(), strict=True))
 
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 
@@ -27,6 +28,14 @@ def elements(parameter: Tensor) -> int | None:
     """Elements of a packed parameter; None for any other."""
     state = getattr(parameter, "quant_state", None)
     return None if state is None else math.prod(state.shape)
+
+
+def as_words(tensor: Tensor) -> Tensor:
+    """The same bits, of packed bytes as 64-bit words: torch's hash of a tensor is as wide as one of its elements."""
+    if tensor.dtype != torch.uint8:
+        return tensor.detach()
+    flat = tensor.detach().flatten()
+    return nn.functional.pad(flat, (0, -len(flat) % 8)).view(torch.int64)
 
 
 def packed_among(model: nn.Module, names: Sequence[str]) -> list[str]:
