@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from vltool.errors import Problem, Where
 from vltool.run.evidence import to_json, write_atomically
-from vltool.run.fingerprint import fingerprint
+from vltool.run.fingerprint import checkpoint_fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from vltool.run.plan import RunPlan
@@ -38,7 +38,7 @@ def cache_key(plan: RunPlan) -> dict[str, Any]:
     return {
         "topk": kd.cache.topk,
         "kd_temperature": kd.kd_temperature,
-        "teacher": _checkpoint(Path(kd.teacher_model)),
+        "teacher": checkpoint_fingerprint(Path(kd.teacher_model)),
         "arguments": {name: plan.arguments.get(name) for name in _ARGUMENTS},
         "prompts": {"user": data.user_prompt, "system": data.system_prompt},
         "emit_norm": data.emit_norm,
@@ -51,11 +51,6 @@ def cache_key(plan: RunPlan) -> dict[str, Any]:
         },
         "skipped": {"train": list(data.skip_train), "val": list(data.skip_val)},
     }
-
-
-def _checkpoint(folder: Path) -> dict[str, Any]:
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("config.json"), *folder.glob("tokenizer.json")])
-    return {file.name: _content(file) for file in files}
 
 
 def _content(file: Path | str) -> dict[str, Any]:
