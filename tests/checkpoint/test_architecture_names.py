@@ -165,6 +165,7 @@ def test_a_tied_head_may_be_said_in_two_places(top, text, tied, checkpoint):
 BAD = {
     "another model": (CONFIG | {"model_type": "qwen2_5_vl"}, ["model_type is 'qwen2_5_vl'", "qwen3_vl_moe"]),
     "no model type": ({}, ["no Qwen3-VL config", "'model_type'"]),
+    "stored quantized": (CONFIG | {"quantization_config": {"quant_method": "fp8"}}, ["stored quantized", "in 4 bits"]),
     "its own code": (CONFIG | {"auto_map": {"AutoModel": "x.Y"}}, ["auto_map"]),
     "no vision tower": (
         {key: value for key, value in CONFIG.items() if key != "vision_config"},

@@ -430,6 +430,13 @@ def test_a_packed_base_has_its_limits(key, sections, house):
     assert house.plan(**COMPANY).arguments["quant_bits"] == 4
 
 
+def test_experts_are_not_packed(house):
+    write_config(house.base, model_type="qwen3_vl_moe")
+    (problem,) = house.refused(**COMPANY)
+    assert "the experts" in problem.what
+    assert str(problem.where).startswith("mine.yaml:1:")
+
+
 def test_every_feature_that_is_refused_has_its_case():
     from inspect import getsource
 

@@ -77,7 +77,7 @@ class Architecture(Struct, frozen=True, kw_only=True):
 def read_architecture(folder: Path) -> Architecture:
     """Read `folder`/config.json.
 
-    Raises InvalidInput when the folder or the file is absent, is no JSON, or is no Qwen3-VL.
+    Raises InvalidInput when the folder or the file is absent, is no JSON, or is no Qwen3-VL with whole weights.
     """
     path = folder / "config.json"
     if not folder.is_dir():
@@ -94,6 +94,11 @@ def read_architecture(folder: Path) -> Architecture:
             raise InvalidInput(
                 f"{path}: names Python code of its own (auto_map), which loading would run",
                 "use a plain Qwen3-VL checkpoint: transformers holds its code",
+            )
+        if "quantization_config" in config:
+            raise InvalidInput(
+                f"{path}: the weights are stored quantized (quantization_config)",
+                "name the checkpoint in bfloat16; the recipe's section quantization loads that in 4 bits",
             )
         vision, text = config["vision_config"], config["text_config"]
         shape = {

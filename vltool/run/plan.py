@@ -26,6 +26,7 @@ from vltool.run.distillation import DistillationPlan, distillation_plan
 from vltool.run.evidence import to_json
 from vltool.run.folder import choose_folder
 from vltool.run.merge import MergePlan, read_merge
+from vltool.run.quantized import check_quantized
 from vltool.run.ranks import LaunchPlan, launch_plan
 from vltool.run.resume import check_resume
 from vltool.run.teacher_cache import check_cache
@@ -151,6 +152,7 @@ def make_plan(
     deepspeed = deepspeed_config(recipe, problems)
     tuner = _tuner(recipe, architecture, arguments, problems)
     merge = _merge(recipe, architecture, run_dir, problems)
+    check_quantized(recipe, architecture, problems)
     distillation = distillation_plan(
         recipe, _base(recipe), architecture, tuner, arguments, problems, every_source=probe
     )
