@@ -33,3 +33,16 @@ def test_what_is_packed_cannot_train_in_full(overlay, train):
     tuner = {"modules_to_save": ["down_proj"], "target_regex": r".*language_model.*q_proj"}
     with pytest.raises(InvalidInput, match=r"modules_to_save: .*down_proj.* are packed into 4 bits"):
         train(overlay("stage2_llm_lora", quantization=FOUR_BIT, tuner=tuner))
+
+
+def test_two_changed_bytes_do_not_cancel_in_a_fingerprint():
+    """As bytes they would: torch's hash folds a tensor's elements into one of them."""
+    import torch
+
+    from vltool.training.freeze import fingerprints
+
+    layer = torch.nn.Module()
+    layer.weight = torch.nn.Parameter(torch.arange(30, dtype=torch.uint8), requires_grad=False)
+    before = fingerprints(layer)
+    layer.weight[[3, 4]] ^= 1
+    assert fingerprints(layer) != before
