@@ -11,7 +11,7 @@ smoke: $(VENV)/.train
 	$(BIN)/vltool smoke
 
 test: $(VENV)/.dev lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

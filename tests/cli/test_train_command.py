@@ -51,10 +51,10 @@ CASES = {
     ),
     "no length": ("global_max_length: null\n", 2, ["global_max_length"]),
     "not built: packing": ("training:\n  packing: true\n", 2, ["mine.yaml:7", "cannot do packing yet"]),
-    "not built: sampling in shards": (
-        "rlhf:\n  rlhf_type: gkd\n  sft_alpha: 1.0\n  lmbda: 0.5\ndeepspeed:\n  enabled: true\n  config: zero3\n",
+    "not built: packed weights in shards": (
+        "quantization:\n  quant_method: bnb\n  quant_bits: 4\ndeepspeed:\n  enabled: true\n  config: zero3\n",
         2,
-        ["mine.yaml:12", "sampling (lmbda above 0, seq_kd) under ZeRO-3"],
+        ["mine.yaml:11", "a 4-bit base under ZeRO-3"],
     ),
     "a batch that so many processes cannot make": (
         "launch:\n  nproc_per_node: 3\n",
