@@ -188,3 +188,11 @@ def test_steps_train_on_each_kind_of_text(recipe, overlay, train):
         assert row["train/loss"] == pytest.approx(parts, abs=1e-6)
     lines = [json.loads(line) for line in (Path(run.run_dir) / "completions.jsonl").read_text().splitlines()]
     assert {(line["step"], line["source"]) for line in lines} == {(2, "student"), (3, "teacher")}
+
+
+def test_a_run_on_its_own_text_alone_says_why_nothing_trained(overlay, train):
+    sampling = {"lmbda": 0.999, "seq_kd": False, "max_completion_length": 4}
+    run = train(overlay("stage3_gkd", rlhf=sampling, training={"max_steps": 1, "save_steps": 1, "eval_steps": 1}))
+    (warning,) = [problem for problem in run.warnings if "should train" in problem.what]
+    assert "language" in warning.what
+    assert "every step was on the student's own text" in warning.what

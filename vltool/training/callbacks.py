@@ -107,6 +107,7 @@ class StepAudit(TrainerCallback):
         self._before: dict[str, int] = {}
         self._gradients = GradientAudit(trainer.model, ranks)
         self._looked_at_frozen = False
+        self._steps_with_gradients = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the frozen parameters' fingerprints: from here on nothing shards or casts them any more."""
@@ -118,6 +119,7 @@ class StepAudit(TrainerCallback):
         if not self._trainer.can_show_gradients:
             self._gradients.forget()
             return
+        self._steps_with_gradients += 1
         if not self._gradients.wants(saw_images=self._trainer.saw_images):
             return
         # ms-swift drops all gradients when their norm is NaN: without this, the audit would blame the model.
@@ -157,14 +159,18 @@ class StepAudit(TrainerCallback):
             self.look_at_frozen(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say which towers never had anything to train on."""
+        """Say which towers never had anything to train on, and why."""
         self._gradients.close()
         if self._evidence.gradient_problems is None and state.global_step:
             self._evidence.gradient_problems = []
             self._keep()
         if idle := self._gradients.without_input():
-            what = f"{', '.join(idle)}: should train, but no record with an image came"
-            self._reporter.warn(Problem(what, "look at custom.train_jsonl, or freeze these towers"))
+            if self._steps_with_gradients:
+                why, do = "no record with an image came", "look at custom.train_jsonl, or freeze these towers"
+            else:
+                why = "every step was on the student's own text, which its teacher's equal learns nothing from"
+                do = "train for more steps, or lower rlhf.lmbda"
+            self._reporter.warn(Problem(f"{', '.join(idle)}: should train, but {why}", do))
 
     def look_at_frozen(self, step: int) -> None:
         """Compare frozen parameters with those before step 1. Raises RunFailed where one changed."""
