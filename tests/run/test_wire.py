@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from vltool.errors import BadContent, InvalidInput, MissingOnHost, Problem, RunFailed, Where
 from vltool.run.evidence import TowerRow
-from vltool.run.wire import Sender, rebuilt, receiver
+from vltool.run.wire import Receiver, Sender, rebuilt, receiver
 
 
 def heard_from(folder, *talks):
@@ -54,6 +55,19 @@ def test_the_first_process_alone_reports(tmp_path):
     error = rebuilt(*failed[0][1:])
     assert type(error) is BadContent
     assert str(error) == "a.jsonl:3: it is torn\n  mend it"
+
+
+def test_who_was_taken_in_late_is_heard(tmp_path, monkeypatch):
+    """A process may speak and die while the launching one has no time to take its call."""
+    real = Receiver.accept
+
+    def late(self):
+        time.sleep(0.7)
+        real(self)
+
+    monkeypatch.setattr(Receiver, "accept", late)
+    events = heard_from(tmp_path, *[lambda sender: sender.failed(RunFailed("it broke"))] * 3)
+    assert sorted(name for name, _ in events) == ["failed"] * 3 + ["here"] * 3
 
 
 @pytest.mark.parametrize("kind", [InvalidInput, MissingOnHost, RunFailed])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ LONGEST_ADDRESS = 107
 Event = tuple[str, tuple[Any, ...]]
 """Name and arguments. `here` (rank, process id), `failed` (rank, class, problems), `outcome` (dict); the other
 names are those of a reporter's methods."""
+_LAST_CALL: Event = ("last call", ())
+"""What the launching process itself says when all others have ended."""
+_SECONDS_TO_BE_TAKEN_IN = 30.0
 
 
 class Sender:
@@ -109,12 +113,17 @@ class Receiver:
 
     def last_events(self) -> Iterator[Event]:
         """All that processes which have ended left unread."""
-        silent = 0
-        # A caller may not have been taken in yet when the first look finds nobody.
-        while silent < 2:
+        # Callers are taken in in turn: once this one has been, so have all before it.
+        with Client(self.address, family="AF_UNIX") as own:
+            own.send(_LAST_CALL)
+        until = time.monotonic() + _SECONDS_TO_BE_TAKEN_IN
+        all_in = False
+        while True:
             found = list(self.events(timeout_s=0.1))
-            silent = 0 if found else silent + 1
-            yield from found
+            all_in = all_in or _LAST_CALL in found or time.monotonic() > until
+            yield from (event for event in found if event != _LAST_CALL)
+            if all_in and not found:
+                return
 
 
 @contextmanager
