@@ -55,7 +55,7 @@ def kernel_chunk(
     if ce_mask_C is not None:
         weight_C = weight_C * ce_mask_C
     teacher_CV = teacher.logits()
-    values_C6 = torch.empty(rows, 6, device=logits_CV.device)
+    values_C7 = torch.empty(rows, 7, device=logits_CV.device)
     truncated = teacher_CV is None and teacher.topk is not None
     scale = denominator.reciprocal().float()
     _whole_teacher[(rows,)](
@@ -64,7 +64,7 @@ def kernel_chunk(
         labels_C,
         weight_C,
         scale,
-        values_C6,
+        values_C7,
         vocabulary,
         settings.kd_weight,
         settings.beta,
@@ -80,10 +80,10 @@ def kernel_chunk(
     )
     if truncated:
         assert teacher.topk is not None
-        _truncated(logits_CV, labels_C, teacher.topk, weight_C, scale, values_C6, settings, wants_grad=wants_grad)
+        _truncated(logits_CV, labels_C, teacher.topk, weight_C, scale, values_C7, settings, wants_grad=wants_grad)
     if ce_mask_C is not None:
-        values_C6[:, 0] *= ce_mask_C
-    return values_C6[:, :4].double(), logits_CV if wants_grad else None
+        values_C7[:, 0] *= ce_mask_C
+    return values_C7[:, :4].double(), logits_CV if wants_grad else None
 
 
 def _truncated(
@@ -92,28 +92,29 @@ def _truncated(
     topk: TopK,
     weight_C: Tensor,
     scale: Tensor,
-    values_C6: Tensor,
+    values_C7: Tensor,
     settings: Settings,
     *,
     wants_grad: bool,
 ) -> None:
-    """The divergence from K known tokens and one category for all others, into `values_C6`, and the gradient.
+    """The divergence from K known tokens and one category for all others, into `values_C7`, and the gradient.
 
     The known tokens are taken out of the logits and done in torch; only their tail goes through the vocabulary.
     """
     rows, vocabulary = logits_CV.shape
     tau, ids_CK = settings.temperature, topk.ids_NK
-    lse_C1, lse_tau_C1 = values_C6[:, 4:5], values_C6[:, 5:6]
-    known_CK = logits_CV.gather(-1, ids_CK).float()
-    logq_CD, logp_CD = known_CK / tau - lse_tau_C1, topk.logprobs_NK.float()
+    # Everything is told from the largest logit: added to it, and taken off again, a logarithm would lose digits.
+    peak_C1, log_total_C1, log_total_tau_C1 = values_C7[:, 4:].split(1, -1)
+    known_CK = logits_CV.gather(-1, ids_CK).float() - peak_C1
+    logq_CD, logp_CD = known_CK / tau - log_total_tau_C1, topk.logprobs_NK.float()
     tail_C = torch.full((rows,), -math.inf, device=logits_CV.device)
     if ids_CK.shape[-1] < vocabulary:
         logits_CV.scatter_(-1, ids_CK, -math.inf)
-        _log_sum_exp[(rows,)](logits_CV, tail_C, vocabulary, 1.0 / tau, BLOCK=_BLOCK, num_warps=_WARPS)
-        logq_CD = torch.cat((logq_CD, tail_C[:, None] - lse_tau_C1), -1)
+        _log_sum_exp[(rows,)](logits_CV, values_C7, tail_C, vocabulary, 1.0 / tau, BLOCK=_BLOCK, num_warps=_WARPS)
+        logq_CD = torch.cat((logq_CD, tail_C[:, None] - log_total_tau_C1), -1)
         logp_CD = torch.cat((logp_CD, log_tail(topk, torch.float32)), -1)
     kd_C, grad_CD = divergence(logq_CD, logp_CD, settings.beta)
-    values_C6[:, 1] = kd_C
+    values_C7[:, 1] = kd_C
     if not wants_grad:
         return
     grad_CD *= settings.kd_weight / tau
@@ -122,7 +123,7 @@ def _truncated(
             logits_CV,
             labels_C,
             weight_C,
-            values_C6,
+            values_C7,
             tail_C,
             grad_CD[:, -1].contiguous(),
             scale,
@@ -131,7 +132,7 @@ def _truncated(
             BLOCK=_BLOCK,
             num_warps=_WARPS,
         )
-    grad_CK = (known_CK - lse_C1).exp_() - (ids_CK == labels_C[:, None]).float()
+    grad_CK = (known_CK - log_total_C1).exp_() - (ids_CK == labels_C[:, None]).float()
     grad_CK = grad_CK.mul_(weight_C[:, None]).add_(grad_CD[:, : ids_CK.shape[-1]]).mul_(scale)
     logits_CV.scatter_(-1, ids_CK, grad_CK.to(logits_CV.dtype))
 
@@ -183,7 +184,9 @@ def _whole_teacher(
     WANTS_GRAD: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One position: its sums into `values` (ce, kd, entropy, correct, lse, lse at τ), its gradient over its logits."""
+    """One position: its gradient over its logits, and into `values` ce, kd, entropy, correct and, to tell them again,
+    the largest logit, and log Σ exp above it at τ = 1 and at τ.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocabulary
     teacher += row * vocabulary
@@ -242,13 +245,14 @@ def _whole_teacher(
         if not FORWARD and not REVERSE:
             kd += (1.0 - beta) * kl_qm
 
-    values += row * 6
-    tl.store(values, peak + log_total - at_label)
+    values += row * 7
+    tl.store(values, (peak - at_label) + log_total)
     tl.store(values + 1, kd)
     tl.store(values + 2, log_total - moment / total)
     tl.store(values + 3, (best == label).to(tl.float32))
-    tl.store(values + 4, peak + log_total)
-    tl.store(values + 5, peak * inverse_tau + log_total_tau)
+    tl.store(values + 4, peak)
+    tl.store(values + 5, log_total)
+    tl.store(values + 6, log_total_tau)
 
     if WANTS_GRAD:
         scale = tl.load(scale)
@@ -278,14 +282,17 @@ def _whole_teacher(
 
 
 @triton.jit
-def _log_sum_exp(logits, out, vocabulary, inverse_tau, BLOCK: tl.constexpr):
+def _log_sum_exp(logits, values, out, vocabulary, inverse_tau, BLOCK: tl.constexpr):
+    """log Σ exp of what is left of a position's logits at τ, above the largest of all of them."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * vocabulary
+    highest = tl.load(values + row * 7 + 4)
     columns = tl.arange(0, BLOCK)
     peak, total = -1e30, 0.0
     for start in range(0, vocabulary, BLOCK):
         inside = start + columns < vocabulary
-        x = tl.load(logits + start + columns, mask=inside, other=-float("inf")).to(tl.float32) * inverse_tau
+        x = tl.load(logits + start + columns, mask=inside, other=-float("inf")).to(tl.float32)
+        x = (x - highest) * inverse_tau
         raised = tl.maximum(peak, tl.max(x, axis=0))
         total = total * tl.exp(peak - raised) + tl.sum(tl.exp(x - raised), axis=0)
         peak = raised
@@ -312,12 +319,13 @@ def _spread(
     scale = tl.load(scale)
     weight = tl.load(ce_weight + row) * scale
     tail_weight = tl.load(tail_gradient + row) * scale
-    lse = tl.load(values + row * 6 + 4)
+    highest = tl.load(values + row * 7 + 4)
+    log_total = tl.load(values + row * 7 + 5)
     tail = tl.load(log_tail + row)
     columns = tl.arange(0, BLOCK)
     for start in range(0, vocabulary, BLOCK):
         inside = start + columns < vocabulary
-        x = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32) - highest
         one = tl.where(start + columns == label, 1.0, 0.0)
-        gradient = weight * (tl.exp(x - lse) - one) + tail_weight * tl.exp(x * inverse_tau - tail)
+        gradient = weight * (tl.exp(x - log_total) - one) + tail_weight * tl.exp(x * inverse_tau - tail)
         tl.store(logits + start + columns, gradient, mask=inside)
