@@ -134,3 +134,19 @@ def test_a_second_epoch_and_a_second_run_read_what_the_first_wrote(overlay, trai
         assert got["train/loss"] == pytest.approx(want["train/loss"], abs=1e-6)
     assert {path: path.stat().st_size for path in cache.rglob("*") if path.is_file()} == files
     assert run("third", seed=7, max_steps=1)[0] == [0.0]
+
+
+@pytest.mark.slow
+def test_a_teacher_in_other_arithmetic_does_not_answer_from_the_cache(overlay, train, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    cache = tmp_path / "answers"
+    rlhf = {"lmbda": 0.0, "seq_kd_ratio": 1.0, "max_completion_length": 4, "teacher_completions_cache": str(cache)}
+    training = {"max_steps": 1, "eval_strategy": "no"}
+    ways = [{}, {"training": {"bf16": True}}, {"quantization": {"quant_method": "bnb", "quant_bits": 4}}]
+    for number, way in enumerate(ways):
+        more = training | {"output_dir": str(tmp_path / f"{number}")} | way.get("training", {})
+        sections = way | {"training": more, "rlhf": rlhf, "custom": {"train_sample_limit": 2}}
+        done = train(overlay("stage3_gkd", f"{number}", **sections))
+        (share,) = [row["train/teacher_cached"] for row in read_rows(done.run_dir) if "train/loss" in row]
+        assert share == 0.0
+    assert len(list(cache.iterdir())) == len(ways)

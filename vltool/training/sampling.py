@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
@@ -35,10 +35,12 @@ class Sampler:
         *,
         seed: int,
         teacher: Path,
+        arithmetic: Mapping[str, Any],
         run_dir: Path,
     ) -> None:
-        """template: ms-swift's. collate: makes a batch of samples. teacher: its checkpoint, from which its cache knows
-        it. run_dir: where some of the answers are kept. To be made by all processes together."""
+        """template: ms-swift's. collate: makes a batch of samples. teacher: its checkpoint, and arithmetic: how it is
+        computed (dtype, packing), from which its cache knows it. run_dir: where some of the answers are kept. To be
+        made by all processes together."""
         self._plan = plan
         self._tokenizer = template.tokenizer
         self._end_ids = (self._tokenizer.eos_token_id, self._tokenizer.pad_token_id)
@@ -49,7 +51,7 @@ class Sampler:
         self._seed = seed
         self._run_dir = run_dir
         folder = plan.completions_cache
-        self._cache = None if folder is None else self._open_cache(Path(folder), teacher)
+        self._cache = None if folder is None else self._open_cache(Path(folder), teacher, arithmetic)
 
     def rewritten(
         self, batches: list[dict[str, Any]], *, source: Source, step: int, meter: Meter
@@ -101,12 +103,13 @@ class Sampler:
             seed=random.Random(seed).getrandbits(63),
         )
 
-    def _open_cache(self, folder: Path, teacher: Path) -> CompletionsCache:
+    def _open_cache(self, folder: Path, teacher: Path, arithmetic: Mapping[str, Any]) -> CompletionsCache:
         plan = self._plan
         # Read by one and told to all: the folder of a large teacher may lie behind a slow network.
         mine = checkpoint_fingerprint(teacher) if self._ranks.is_first else ""
         settings = {
             "teacher": self._ranks.gather(mine)[0],
+            "arithmetic": dict(arithmetic),
             "temperature": plan.temperature,
             "max_completion_length": plan.max_completion_length,
             "seed": self._seed,

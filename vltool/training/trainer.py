@@ -26,6 +26,7 @@ from vltool.training.generate import draw_source
 from vltool.training.loader import Batches
 from vltool.training.losses import IGNORE, distillation_loss
 from vltool.training.meter import Losses, Meter
+from vltool.training.quantized import settings_of
 from vltool.training.ranks import Ranks
 from vltool.training.sampling import Sampler
 from vltool.training.swift_bridge import DataLoaderShard, unwrap_model_for_generation
@@ -71,6 +72,7 @@ class CaptionTrainer(CheckpointingTrainer):
         self._teacher = teacher
         self._sampler = None
         if distillation is not None and distillation.sampling is not None:
+            arithmetic = {"dtype": str(self.model.dtype), "bf16": self.args.bf16, "packing": settings_of(self.model)}
             self._sampler = Sampler(
                 distillation.sampling,
                 self.template,
@@ -79,6 +81,7 @@ class CaptionTrainer(CheckpointingTrainer):
                 ranks,
                 seed=self.args.seed,
                 teacher=Path(distillation.teacher_model),
+                arithmetic=arithmetic,
                 run_dir=Path(self.args.output_dir),
             )
         self._tap = tap
