@@ -10,7 +10,7 @@ from planning import House, write_adapter
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vltool.audit.preflight import SHOWN, audited
-from vltool.data import dataset
+from vltool.data import scan
 from vltool.errors import BadContent, InvalidInput
 
 
@@ -100,7 +100,7 @@ def test_of_many_bad_records_the_first_are_shown_and_the_others_counted(bad, mor
 
 
 def test_the_rest_is_counted_beyond_what_a_scan_keeps(house, monkeypatch):
-    monkeypatch.setattr(dataset, "MOST_PROBLEMS", SHOWN)
+    monkeypatch.setattr(scan, "MOST_PROBLEMS", SHOWN)
     write(house.train, GOOD, *[BAD] * 50)
     write(house.val, GOOD)
     assert refused(house)[-1].what == "and 30 more like these"
@@ -110,17 +110,17 @@ def test_skipped_records_are_reported_and_left_out(house):
     write(house.train, BAD, GOOD, BAD)
     write(house.val, GOOD, BAD)
     plan, reporter = look(house, **SKIP)
-    assert (plan.data.skip_train, plan.data.skip_val) == ((0, 2), (1,))
+    assert (plan.data.train[0].skip, plan.data.val[0].skip) == ((0, 2), (1,))
     places = [f"{house.train}:1", f"{house.train}:3", f"{house.val}:2"]
     assert [place in warning for place, warning in zip(places, reporter.warnings, strict=True)] == [True] * 3
 
 
 def test_every_skip_is_told_or_counted(house, monkeypatch):
-    monkeypatch.setattr(dataset, "MOST_PROBLEMS", 5)
+    monkeypatch.setattr(scan, "MOST_PROBLEMS", 5)
     write(house.train, GOOD, *[BAD] * 9)
     write(house.val, GOOD)
     plan, reporter = look(house, **SKIP)
-    assert plan.data.skip_train == tuple(range(1, 10))
+    assert plan.data.train[0].skip == tuple(range(1, 10))
     assert len(reporter.warnings) == 6
     assert reporter.warnings[-1] == "and 4 more like these, left out too"
 
@@ -162,7 +162,7 @@ def test_lengths_are_measured_with_the_bases_tokenizer(house):
 def test_no_validation_data_is_no_problem(house):
     write(house.train, GOOD, BAD)
     plan, _ = look(house, custom={"val_jsonl": None}, **SKIP)
-    assert (plan.data.skip_train, plan.data.skip_val) == ((1,), ())
+    assert ([part.skip for part in plan.data.train], plan.data.val) == ([(1,)], ())
 
 
 def test_pictures_are_found_where_the_environment_says(house, tmp_path):
@@ -183,7 +183,7 @@ def test_nothing_is_read_where_the_recipe_says_so(house):
     write(house.train, BAD)
     (house.base / "tokenizer.json").unlink()
     plan, reporter = look(house, custom={"preflight": False})
-    assert plan.data.skip_train == ()
+    assert plan.data.train[0].skip == ()
     assert reporter.stages == []
     with pytest.raises(InvalidInput, match=r"tokenizer\.json"):
         look(house)
@@ -222,7 +222,7 @@ def test_before_a_merge_the_original_base_is_looked_at(house):
     rlhf = {"rlhf_type": "gkd", "sft_alpha": 1.0, "lmbda": 0.0, "seq_kd": False}
     for teacher in (None, str(house.folder / "merged")):
         plan, _ = look(house, custom={"val_jsonl": None}, tuner=merging, rlhf=rlhf | {"teacher_model": teacher})
-        assert plan.data.skip_train == ()
+        assert plan.data.train[0].skip == ()
     (house.base / "preprocessor_config.json").unlink()
     with pytest.raises(InvalidInput, match="processor_config"):
         look(house, custom={"val_jsonl": None}, tuner=merging)

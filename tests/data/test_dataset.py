@@ -13,10 +13,11 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import vltool.data
-from vltool.data import dataset
+from vltool.data import scan as scanning
 from vltool.data.conversation import Prompts
-from vltool.data.dataset import CaptionDataset, Sample, Scan, scan
+from vltool.data.dataset import CaptionDataset, Sample
 from vltool.data.images import image_size
+from vltool.data.scan import Scan, scan
 from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, InvalidInput
 
@@ -182,13 +183,13 @@ def test_lengths_are_those_of_the_samples(tmp_path: Path, counter: TextCounter) 
 def test_declared_sizes_spare_the_headers(
     tmp_path: Path, counter: TextCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dataset, "image_header", lambda *_, **__: pytest.fail("read a header"))
+    monkeypatch.setattr(scanning, "image_header", lambda *_, **__: pytest.fail("read a header"))
     jsonl = _jsonl(tmp_path, _caption())
     assert _scan(jsonl, counter=counter, check_images=False).bad == ()
 
 
 def test_problems_are_kept_up_to_a_limit_and_counted_beyond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "MOST_PROBLEMS", 3)
+    monkeypatch.setattr(scanning, "MOST_PROBLEMS", 3)
     result = _scan(_jsonl(tmp_path, *[_caption(width=0, height=0)] * 5))
     assert (len(result.problems), result.problem_count, result.bad) == (3, 10, (0, 1, 2, 3, 4))
 

@@ -51,16 +51,13 @@ def test_the_manifest_says_what_the_run_was_made_with(tmp_path, monkeypatch):
     json.dumps(manifest)
     assert manifest["seed"] == 7
     assert manifest["packages"].keys() == set(PACKAGES)
-    assert manifest["data"].keys() == {"train_jsonl"}
-    assert manifest["data"]["train_jsonl"]["path"] == str(house.train)
+    assert manifest["data"] == {"train": [fingerprint(house.train)], "val": []}
     assert manifest["environment"]["OMP_NUM_THREADS"] == "3"
     assert manifest["environment"]["MINE"] == "as the shell says"
     assert not manifest["environment"].keys() & {"SECRET_TOKEN", "UNSET_ONE", "CUDA_VISIBLE_DEVICES"}
     assert manifest["git_revision"] is None
-    assert make_manifest(house.plan(custom={"val_jsonl": str(house.val)}))["data"].keys() == {
-        "train_jsonl",
-        "val_jsonl",
-    }
+    (marks,) = make_manifest(house.plan(custom={"val_jsonl": str(house.val)}))["data"]["val"]
+    assert marks == fingerprint(house.val)
 
 
 def test_fingerprints_tell_files_apart(tmp_path):

@@ -36,7 +36,7 @@ def test_a_shipped_recipe_is_planned_as_it_is(name, house):
     assert (plan.recipe, plan.model, plan.model_type, plan.resume) == (name, str(house.base), "qwen3_vl", None)
     assert plan.run_dir == str(house.folder / "runs" / name / "20310203T040506Z")
     assert not Path(plan.run_dir).exists()
-    assert (plan.data.train_jsonl, plan.data.val_jsonl) == (str(house.train), str(house.val))
+    assert [part.jsonl for part in plan.data.train + plan.data.val] == [str(house.train), str(house.val)]
     assert (plan.data.max_length, plan.data.max_pixels, plan.data.emit_norm) == (4096, 1048576, "norm1000")
     find = "Find every object in the image and answer with one JSON object. "
     assert plan.data.user_prompt.startswith("Say in one sentence " if name == "summary" else find)
@@ -143,7 +143,7 @@ def test_a_stage_that_follows_another_is_refused_at_the_line_that_says_so(name, 
 
 def test_without_validation_data_nothing_is_evaluated(house):
     plan = house.plan()
-    assert plan.data.val_jsonl is None
+    assert plan.data.val == ()
     assert plan.arguments["eval_strategy"] == "no"
     assert "eval_steps" not in plan.arguments
 
@@ -177,7 +177,7 @@ def test_a_plan_survives_its_file(house):
 
 def test_what_the_data_plan_takes_from_recipe_and_environment(house):
     plan = full_plan(house)
-    assert (plan.data.train_sample_limit, plan.data.val_sample_limit) == (5, 2)
+    assert [part.limit for part in plan.data.train + plan.data.val] == [5, 2]
     assert plan.data.image_root == "/pictures"
     assert plan.data.system_prompt == "Du bist „gut“."
     assert (plan.data.use_summary, plan.data.emit_norm, plan.data.on_bad_record) == (True, "none", "skip")
@@ -187,14 +187,16 @@ def test_what_the_data_plan_takes_from_recipe_and_environment(house):
 
 
 def test_the_smaller_limit_counts(house):
-    plan = house.plan(custom={"sample_limit": 5, "train_sample_limit": 4, "val_sample_limit": 6})
-    assert (plan.data.train_sample_limit, plan.data.val_sample_limit) == (4, 5)
+    plan = house.plan(
+        custom={"val_jsonl": str(house.val), "sample_limit": 5, "train_sample_limit": 4, "val_sample_limit": 6}
+    )
+    assert [part.limit for part in plan.data.train + plan.data.val] == [4, 5]
 
 
 def test_defaults_of_the_data_plan(house):
     plan = house.plan(shell={"ROOT_IMAGE_DIR": ""})
     assert plan.data.image_root is None
-    assert (plan.data.train_sample_limit, plan.data.val_sample_limit, plan.data.system_prompt) == (None, None, None)
+    assert (plan.data.train[0].limit, plan.data.val, plan.data.system_prompt) == (None, (), None)
     assert plan.dump_conversation is None
     assert (plan.debug, plan.probe, plan.env) == (False, False, {})
     plan = house.plan(custom={"dump_conversation_path": "seen.txt"})

@@ -15,7 +15,8 @@ from PIL import Image
 
 from vltool.audit.smoke import DEMO_JSONL
 from vltool.data.conversation import Prompts
-from vltool.data.dataset import CaptionDataset, scan
+from vltool.data.dataset import CaptionDataset
+from vltool.data.scan import scan
 from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, InvalidInput
 from vltool.recipe.swift_keys import swift_table

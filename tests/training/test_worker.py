@@ -64,7 +64,7 @@ def test_run_folder_holds_its_paper_trail(overlay, train):
     assert {"plan.json", "resolved.yaml", "manifest.json", "logging.jsonl", "tensorboard", "checkpoint-3"} <= found
     manifest = json.loads((run.run_dir / "manifest.json").read_text())
     assert manifest["packages"]["ms-swift"].startswith("4.6")
-    assert manifest["data"]["train_jsonl"]["bytes"] > 0
+    assert manifest["data"]["train"][0]["bytes"] > 0
     text = (run.run_dir / "conversation.txt").read_text()
     assert "<|im_start|>assistant" in text
     assert '{"object_1": {"desc": "red square"' in text.split("# what the loss sees")[1]
@@ -247,7 +247,7 @@ def test_bad_records_are_skipped_where_the_recipe_says_so(overlay, train, record
     bad.write_text("\n".join(lines) + "\n")
     recipe = overlay("stage2_llm_lora", data={"on_bad_record": "skip"}, custom={"train_jsonl": str(bad)})
     run = train(recipe)
-    assert run.plan.data.skip_train == (2,)
+    assert run.plan.data.train[0].skip == (2,)
     assert [warning.where.line for warning in run.warnings] == [3]
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 
 from vltool.checkpoint.census import take_census
-from vltool.data.dataset import scan
+from vltool.data.scan import scan
 from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, InvalidInput, Problem
+from vltool.run.data import DatasetPlan
 from vltool.run.plan import RunPlan
 from vltool.run.reporter import Reporter
 
@@ -33,25 +34,26 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
         return plan
     reporter.stage("reading every record")
     counter = TextCounter.from_folder(Path(plan.original))
-    skips: dict[str, tuple[int, ...]] = {}
+    splits: dict[str, tuple[DatasetPlan, ...]] = {"train": plan.data.train, "val": plan.data.val}
     problems: list[Problem] = []
     count = 0
-    for name, path in (("skip_train", plan.data.train_jsonl), ("skip_val", plan.data.val_jsonl)):
-        if path is None:
-            continue
-        found = scan(
-            Path(path),
-            **plan.data.reading(validation=name == "skip_val"),
-            counter=counter,
-            max_length=plan.data.max_length,
-            check_images=False,
-            progress=lambda done, total: reporter.progress("reading records", done, total),
-        )
-        problems += found.problems
-        count += found.problem_count
-        skips[name] = found.bad
-        if found.bad and len(found.bad) == found.records:
-            raise BadContent([*found.problems[:SHOWN], Problem(f"{path}: not one record can be used")])
+    for split, parts in splits.items():
+        read = []
+        for part in parts:
+            found = scan(
+                Path(part.jsonl),
+                **plan.data.reading(part),
+                counter=counter,
+                max_length=plan.data.max_length,
+                check_images=False,
+                progress=lambda done, total: reporter.progress("reading records", done, total),
+            )
+            problems += found.problems
+            count += found.problem_count
+            if found.bad and len(found.bad) == found.records:
+                raise BadContent([*found.problems[:SHOWN], Problem(f"{part.jsonl}: not one record can be used")])
+            read.append(msgspec.structs.replace(part, skip=found.bad))
+        splits[split] = tuple(read)
     if problems and plan.data.on_bad_record == "error":
         more = count - SHOWN
         rest = (
@@ -62,7 +64,7 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
         reporter.warn(problem)
     if count > len(problems):
         reporter.warn(Problem(f"and {count - len(problems)} more like these, left out too"))
-    return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, **skips))
+    return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, **splits))
 
 
 def _require_whole(base: Path) -> None:

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vltool.data.conversation import Prompts, build_messages
-from vltool.data.geometry import Grid
-from vltool.data.images import check_file, image_header, is_path, load_image
+from vltool.data.geometry import Grid, Kind
+from vltool.data.images import image_header, load_image
 from vltool.data.index import JsonlIndex
+from vltool.data.policy import Policy, capped, policy_of
 from vltool.data.record import ImageRef, Record, parse_record
-from vltool.data.tokens import TextCounter, seen_size
+from vltool.data.tokens import seen_size
 from vltool.errors import BadContent, Problem, Where
 
-MOST_PROBLEMS = 1000
-"""Problems that a scan keeps in words; it counts the others."""
-PROGRESS_EVERY = 500
-"""Records between two words of a scan's progress."""
+if TYPE_CHECKING:
+    from vltool.data.augment.policy import Augmenter
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What augmentation came to in a sample."""
+
+    objects: tuple[Kind, ...]
+    """The geometries of the record."""
+    dropped: tuple[Kind, ...] = ()
+    """Those of them that fell outside."""
+    bypassed: bool = False
+    """Left as it was, as `bypass_prob` has it."""
+    reverted: bool = False
+    """Left as it was, because no object would have stayed or the result could not be used."""
+    cropped: bool | None = None
+    """Whether a crop that was drawn was taken; None where none was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +47,28 @@ class Sample:
 
     messages: list[dict[str, Any]]
     where: Where
+    change: Change | None = None
+    """None where nothing augments."""
 
 
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """What every record of a JSONL came to."""
+class Standing(NamedTuple):
+    """Where a sample stands in a run; beside a seed, all that is drawn for it depends on this. All from 0."""
 
-    problems: tuple[Problem, ...]
-    """In the file's order, the first MOST_PROBLEMS of them."""
-    problem_count: int
-    """All of them."""
-    bad: tuple[int, ...]
-    """Positions of the records that have a problem."""
-    too_long: tuple[int, ...]
-    """Positions, also among `bad`, of those whose only problem is their length."""
-    records: int
-    """Records looked at."""
-    longest: tuple[int, Where] | None
-    """Tokens and place of the longest record that could be counted; None without a counter."""
+    epoch: int
+    place: int
+    """In the order of its epoch."""
+    position: int
+    """In the order of the whole run."""
 
 
 class CaptionDataset:
     """Samples of a JSONL by position, each decoded when it is asked for; safe in forked workers.
 
     sample_limit: only the first so many records. root: where relative image paths start, in place
-    of the JSONL's folder. skip: positions of records to leave out. Other arguments as for
-    `build_messages` and `seen_size`. Raises as `JsonlIndex` does.
+    of the JSONL's folder. skip: positions of records to leave out. policy: prompts, cap and
+    augmentation of its records, but for those that `vltool fuse` wrote, which bring their own.
+    augmenter: what augments where the policy allows it. Other arguments as for `build_messages` and
+    `seen_size`. Raises as `JsonlIndex` does.
     """
 
     def __init__(
@@ -69,12 +82,17 @@ class CaptionDataset:
         sample_limit: int | None = None,
         root: Path | None = None,
         skip: Collection[int] = (),
+        policy: Policy | None = None,
+        seed: int = 0,
+        augmenter: Augmenter | None = None,
     ) -> None:
         self._index = JsonlIndex(jsonl)
         self._folder, self._root = jsonl.parent, root
         self._prompts, self._emit_norm, self._use_summary = prompts, emit_norm, use_summary
         self._max_pixels = max_pixels
-        self._positions = _kept(_limited(len(self._index), sample_limit), skip)
+        self._policy, self._seed = policy or Policy(), seed
+        self.augmenter = augmenter
+        self._positions = kept(limited(len(self._index), sample_limit), skip)
         if len(self) == 0:
             raise BadContent(Problem("every record is skipped", "correct the records", Where(str(jsonl))))
 
@@ -82,139 +100,96 @@ class CaptionDataset:
         return len(self._positions)
 
     def __getitem__(self, i: int) -> Sample:
-        """The sample at i. Raises BadContent with file:line for a record that cannot be used."""
+        """The sample at i as the file has it. Raises BadContent with file:line for a record that cannot be used."""
+        return self.sample(i)
+
+    def sample(self, i: int, standing: Standing | None = None, *, augmented: bool = True) -> Sample:
+        """The sample at i as a run shows it there; without a standing, as the file has it."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        line, where = self._index.read(int(self._positions[i]))
+        position = int(self._positions[i])
+        line, where = self._index.read(position)
         record = parse_record(line, where)
         try:
+            policy = policy_of(record, self._policy)
+            if standing is not None:
+                record = capped(record, policy.max_objects, seed=self._seed, epoch=standing.epoch, position=position)
             images = [load_image(ref, folder=self._folder, root=self._root) for ref in record.images]
             for ref, image in zip(record.images, images, strict=True):
-                _check_size(record, image.size, ref, self._folder, self._root)
+                check_size(record, image.size, ref, self._folder, self._root)
                 seen_size(*image.size, max_pixels=self._max_pixels)
+            change = None
+            augments = self.augmenter is not None and policy.augmentation_enabled and _can_change(record)
+            if augments and standing is not None:
+                change = Change(tuple(item.kind for item in record.objects), reverted=not augmented)
+                if augmented:
+                    record, images, change = self._changed(record, images, standing, policy)
             messages = build_messages(
                 record,
-                prompts=self._prompts,
+                prompts=policy.prompts(self._prompts),
                 emit_norm=self._emit_norm,
                 use_summary=self._use_summary,
                 images=images,
-                seen_size=_seen(record, self._max_pixels),
+                seen_size=seen(record, self._max_pixels),
             )
         except BadContent as error:
-            raise BadContent(_placed(error, where)) from error
-        return Sample(messages, where)
+            raise BadContent(placed(error, where)) from error
+        return Sample(messages, where, change)
+
+    def _changed(
+        self, record: Record, images: list[Image.Image], standing: Standing, policy: Policy
+    ) -> tuple[Record, list[Image.Image], Change]:
+        """The record on its augmented image."""
+        assert self.augmenter is not None
+        done = self.augmenter.apply(
+            np.asarray(images[0]),
+            record.objects,
+            epoch=standing.epoch,
+            index=standing.place,
+            position=standing.position,
+            curriculum=policy.curriculum_enabled,
+        )
+        height, width = done.image.shape[:2]
+        changed = msgspec.structs.replace(record, objects=done.objects, width=width, height=height)
+        change = Change(
+            tuple(item.kind for item in record.objects),
+            tuple(item.kind for item in done.dropped),
+            done.bypassed,
+            done.reverted,
+            done.cropped,
+        )
+        return changed, [Image.fromarray(done.image)], change
 
 
-def scan(
-    jsonl: Path,
-    *,
-    prompts: Prompts,
-    emit_norm: Grid,
-    use_summary: bool | None,
-    max_pixels: int | None,
-    counter: TextCounter | None,
-    max_length: int,
-    check_images: bool,
-    sample_limit: int | None = None,
-    root: Path | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Scan:
-    """Judge every record as training would, without decoding pixels.
-
-    check_images reads the header of each local image and compares its oriented size with the
-    declared one; without it headers are read only where no size is declared, and files need but
-    exist. Remote images are fetched only where their size is needed. Lengths, with a counter, are
-    exact; one above max_length tokens is a problem. progress is told, every so often, how many
-    records of how many are done. Raises as `JsonlIndex` does.
-    """
-    index = JsonlIndex(jsonl)
-    problems: list[Problem] = []
-    bad: list[int] = []
-    too_long: list[int] = []
-    longest: tuple[int, Where] | None = None
-    count, records = 0, _limited(len(index), sample_limit)
-    for position in range(records):
-        if progress is not None and position % PROGRESS_EVERY == 0:
-            progress(position, records)
-        line, where = index.read(position)
-        found: list[Problem] = []
-        try:
-            record = parse_record(line, where)
-            read_headers = check_images or (counter is not None and record.width is None)
-            sizes = _sizes(record, jsonl.parent, root, max_pixels, read_headers)
-            messages = build_messages(
-                record,
-                prompts=prompts,
-                emit_norm=emit_norm,
-                use_summary=use_summary,
-                images=sizes or record.images,
-                seen_size=_seen(record, max_pixels),
-            )
-            if counter is not None:
-                tokens = counter.count(messages, max_pixels=max_pixels)
-                if longest is None or tokens > longest[0]:
-                    longest = tokens, where
-                if tokens > max_length:
-                    too_long.append(position)
-                    found.append(_too_long(tokens, max_length, where))
-        except BadContent as error:
-            found.extend(_placed(error, where))
-        if found:
-            bad.append(position)
-            count += len(found)
-            problems.extend(found[: MOST_PROBLEMS - len(problems)])
-    return Scan(tuple(problems), count, tuple(bad), tuple(too_long), records, longest)
+def _can_change(record: Record) -> bool:
+    """Whether one image may be changed: what messages say of theirs is not known."""
+    return record.messages is None and len(record.images) == 1
 
 
-def _limited(records: int, sample_limit: int | None) -> int:
+def limited(records: int, sample_limit: int | None) -> int:
+    """How many of the records a limit leaves."""
     return records if sample_limit is None else min(records, sample_limit)
 
 
-def _kept(records: int, skip: Collection[int]) -> NDArray[np.int64]:
+def kept(records: int, skip: Collection[int]) -> NDArray[np.int64]:
+    """Positions of the records that are not skipped."""
     dropped = np.fromiter(skip, dtype=np.int64, count=len(skip))
     return np.delete(np.arange(records), dropped[dropped < records])
 
 
-def _placed(error: BadContent, where: Where) -> Iterator[Problem]:
+def placed(error: BadContent, where: Where) -> Iterator[Problem]:
+    """An error's problems, those without a place at this one."""
     return (Problem(problem.what, problem.do, problem.where or where) for problem in error.problems)
 
 
-def _seen(record: Record, max_pixels: int | None) -> tuple[int, int] | None:
+def seen(record: Record, max_pixels: int | None) -> tuple[int, int] | None:
     """The size at which the model sees the record's image, where it declares one."""
     if record.width is None or record.height is None:
         return None
     return seen_size(record.width, record.height, max_pixels=max_pixels)
 
 
-def _sizes(
-    record: Record, folder: Path, root: Path | None, max_pixels: int | None, read_headers: bool
-) -> list[tuple[int, int]]:
-    """Oriented sizes of a record's images; [] where they are neither declared nor read.
-
-    Raises BadContent for all images that cannot be used.
-    """
-    sizes: list[tuple[int, int]] = []
-    problems: list[Problem] = []
-    for ref in record.images:
-        try:
-            if read_headers:
-                header = image_header(ref, folder=folder, root=root)
-                size = header.width, header.height
-                _check_size(record, size, ref, folder, root)
-                seen_size(*size, max_pixels=max_pixels)
-                sizes.append(size)
-            elif is_path(ref):
-                check_file(ref, folder=folder, root=root)
-        except BadContent as error:
-            problems.extend(error.problems)
-    if problems:
-        raise BadContent(problems)
-    if not read_headers and record.width is not None and record.height is not None:
-        sizes.append((record.width, record.height))
-    return sizes
-
-
-def _check_size(record: Record, size: tuple[int, int], ref: ImageRef, folder: Path, root: Path | None) -> None:
+def check_size(record: Record, size: tuple[int, int], ref: ImageRef, folder: Path, root: Path | None) -> None:
     """Raise BadContent, without a place, for an image of another size than the record declares."""
     if record.width is None or record.height is None or (record.width, record.height) == size:
         return
@@ -233,12 +208,4 @@ def _check_size(record: Record, size: tuple[int, int], ref: ImageRef, folder: Pa
         "width and height are swapped: correct them"
         if turned
         else "declare the size of the file, and check on which of the two sizes the objects were drawn",
-    )
-
-
-def _too_long(tokens: int, limit: int, where: Where) -> Problem:
-    return Problem(
-        f"the record is {tokens} tokens long, over the limit of {limit}",
-        "raise global_max_length, lower template.max_pixels, shorten the record, or set template.truncation_strategy",
-        where,
     )

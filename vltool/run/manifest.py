@@ -19,14 +19,16 @@ ENVIRONMENT = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELIS
 
 def make_manifest(plan: RunPlan) -> dict[str, Any]:
     """The manifest of a run that starts now."""
-    data = {"train_jsonl": plan.data.train_jsonl, "val_jsonl": plan.data.val_jsonl}
     return {
         "vltool": __version__,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "git_revision": _git_revision(),
         "seed": plan.arguments.get("seed", 42),
-        "data": {name: fingerprint(Path(path)) for name, path in data.items() if path},
+        "data": {
+            split: [fingerprint(Path(part.jsonl)) for part in parts]
+            for split, parts in (("train", plan.data.train), ("val", plan.data.val))
+        },
         "host": {"name": platform.node(), "system": platform.platform(), "cpus": os.cpu_count()},
         "environment": {name: os.environ[name] for name in sorted({*ENVIRONMENT, *plan.env}) if name in os.environ},
     }

@@ -6,14 +6,13 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from vltool import __version__
 from vltool.checkpoint.architecture import Architecture
-from vltool.data.conversation import Prompts
 from vltool.errors import InvalidInput, Problem
 from vltool.recipe.schema import Recipe, Tuner
 from vltool.recipe.swift_keys import swift_table
@@ -21,6 +20,7 @@ from vltool.run import unsupported
 from vltool.run.arguments import TunerPlan, last_blocks_regex, swift_arguments, tuner_arguments
 from vltool.run.bases import read_checkpoint
 from vltool.run.chain import read_chain
+from vltool.run.data import DataPlan, DatasetPlan
 from vltool.run.deepspeed import deepspeed_config
 from vltool.run.distillation import DistillationPlan, distillation_plan
 from vltool.run.evidence import to_json
@@ -33,38 +33,6 @@ from vltool.run.teacher_cache import check_cache
 
 SILENT_RESIZERS = ("MAX_PIXELS", "IMAGE_MAX_TOKEN_NUM", "MIN_PIXELS", "IMAGE_MIN_TOKEN_NUM", "SPATIAL_MERGE_SIZE")
 """Environment variables by which the training stack resizes images without a word."""
-
-
-class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Records, how they become messages, and the limits they must keep."""
-
-    train_jsonl: str
-    val_jsonl: str | None
-    train_sample_limit: int | None
-    val_sample_limit: int | None
-    user_prompt: str
-    system_prompt: str | None
-    emit_norm: Literal["none", "norm100", "norm1000"]
-    use_summary: bool
-    max_length: int
-    max_pixels: int | None
-    image_root: str | None
-    on_bad_record: Literal["error", "skip"]
-    preflight: bool
-    skip_train: tuple[int, ...] = ()
-    """Positions of records that the audit found bad and the recipe allows to skip."""
-    skip_val: tuple[int, ...] = ()
-
-    def reading(self, *, validation: bool) -> dict[str, Any]:
-        """How records become samples: arguments of `vltool.data.dataset`'s `scan` and `CaptionDataset`."""
-        return {
-            "prompts": Prompts(user=self.user_prompt, system=self.system_prompt),
-            "emit_norm": self.emit_norm,
-            "use_summary": self.use_summary,
-            "max_pixels": self.max_pixels,
-            "sample_limit": self.val_sample_limit if validation else self.train_sample_limit,
-            "root": None if self.image_root is None else Path(self.image_root),
-        }
 
 
 class SavePlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -190,10 +158,8 @@ def make_plan(
         origins=origins,
         tuner=tuner,
         data=DataPlan(
-            train_jsonl=str(custom.train_jsonl),
-            val_jsonl=custom.val_jsonl,
-            train_sample_limit=_smaller(custom.sample_limit, custom.train_sample_limit),
-            val_sample_limit=_smaller(custom.sample_limit, custom.val_sample_limit),
+            train=_datasets(custom.train_jsonl, custom.sample_limit, custom.train_sample_limit),
+            val=_datasets(custom.val_jsonl, custom.sample_limit, custom.val_sample_limit),
             user_prompt=str(custom.user_prompt),
             system_prompt=custom.system_prompt,
             emit_norm=custom.emit_norm,
@@ -201,6 +167,7 @@ def make_plan(
             max_length=recipe.global_max_length,
             max_pixels=arguments.get("max_pixels"),
             image_root=env.get("ROOT_IMAGE_DIR") or None,
+            augmentation=custom.augmentation if custom.augmentation.enabled else None,
             on_bad_record=recipe.data.on_bad_record,
             preflight=custom.preflight,
         ),
@@ -234,8 +201,10 @@ def _own_origins(recipe: Recipe) -> dict[str, str]:
     return {name: str(recipe.origins[key]) for name, key in keys.items() if key in recipe.origins}
 
 
-def _smaller(*limits: int | None) -> int | None:
-    return min((limit for limit in limits if limit is not None), default=None)
+def _datasets(jsonl: str | None, *limits: int | None) -> tuple[DatasetPlan, ...]:
+    """The only file of a split; none where there is none."""
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    return () if jsonl is None else (DatasetPlan(jsonl=jsonl, limit=limit),)
 
 
 def _absent_files(recipe: Recipe, problems: list[Problem]) -> None:

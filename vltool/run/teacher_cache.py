@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from vltool.errors import Problem, Where
+from vltool.run.data import DatasetPlan
 from vltool.run.evidence import to_json, write_atomically
 from vltool.run.fingerprint import checkpoint_fingerprint, fingerprint
 
@@ -43,19 +44,14 @@ def cache_key(plan: RunPlan) -> dict[str, Any]:
         "prompts": {"user": data.user_prompt, "system": data.system_prompt},
         "emit_norm": data.emit_norm,
         "use_summary": data.use_summary,
-        "records": {
-            "train": _content(Path(data.train_jsonl)) | {"limit": data.train_sample_limit},
-            "val": None
-            if data.val_jsonl is None
-            else _content(Path(data.val_jsonl)) | {"limit": data.val_sample_limit},
-        },
-        "skipped": {"train": list(data.skip_train), "val": list(data.skip_val)},
+        "records": {split: [_content(part) for part in getattr(data, split)] for split in ("train", "val")},
+        "skipped": {split: [list(part.skip) for part in getattr(data, split)] for split in ("train", "val")},
     }
 
 
-def _content(file: Path | str) -> dict[str, Any]:
-    marks = fingerprint(Path(file))
-    return {name: marks[name] for name in ("bytes", "sha256_of_edges")}
+def _content(part: DatasetPlan) -> dict[str, Any]:
+    marks = fingerprint(Path(part.jsonl))
+    return {name: marks[name] for name in ("bytes", "sha256_of_edges")} | {"limit": part.limit}
 
 
 def check_cache(plan: RunPlan, problems: list[Problem], at: Where | None, *, audited: bool) -> None:

@@ -14,9 +14,9 @@ from vltool.run.plan import RunPlan
 from vltool.training.ranks import Ranks
 
 _OWN = (
-    "run_dir", "arguments.output_dir", "dump_conversation", "launch.node_rank", "data.skip_train", "data.skip_val",
+    "run_dir", "arguments.output_dir", "dump_conversation", "launch.node_rank",
 )  # fmt: skip
-"""What processes may say differently: the time in a run folder's name, a node's number, what only the first audited."""
+"""What processes may say differently: the time in a run folder's name, a node's number."""
 SHOWN = 10
 
 
@@ -25,7 +25,7 @@ def agree(plan: RunPlan, ranks: Ranks) -> RunPlan:
 
     Raises InvalidInput, the same on every process, with what differs and where.
     """
-    mine = dict(_leaves(msgspec.to_builtins(plan))) | _data(plan)
+    mine = dict(_leaves(msgspec.to_builtins(_unaudited(plan)))) | _data(plan)
     together = ranks.gather((mine, plan))
     first, agreed = together[0]
     problems = []
@@ -49,12 +49,19 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
+def _unaudited(plan: RunPlan) -> RunPlan:
+    """The plan without the records that are left out."""
+    train, val = (
+        tuple(msgspec.structs.replace(part, skip=()) for part in parts) for parts in (plan.data.train, plan.data.val)
+    )
+    return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, train=train, val=val))
+
+
 def _data(plan: RunPlan) -> dict[str, str]:
     """What the records' files hold, whatever their dates are."""
-    paths = {"data.train_jsonl": plan.data.train_jsonl, "data.val_jsonl": plan.data.val_jsonl}
     found = {}
-    for key, path in paths.items():
-        if path is not None:
-            seen = fingerprint(Path(path))
-            found[f"{key} (its content)"] = f"{seen['bytes']} bytes, {seen['sha256_of_edges'][:12]}"
+    for split, parts in (("train", plan.data.train), ("val", plan.data.val)):
+        for number, part in enumerate(parts):
+            seen = fingerprint(Path(part.jsonl))
+            found[f"data.{split}.{number} (its content)"] = f"{seen['bytes']} bytes, {seen['sha256_of_edges'][:12]}"
     return found

@@ -56,7 +56,7 @@ class AskTeacher(TrainerCallback):
             indices = list(mine)
             if self._in_step:
                 # One past the last record is a filler, with which a process keeps step.
-                indices += [len(records)] * (max(map(len, together)) - len(indices))
+                indices += [records.records] * (max(map(len, together)) - len(indices))
             rows: list[Taught] = []
             for batch in self._asked(records, [indices[at : at + size] for at in range(0, len(indices), size)]):
                 contents = batch.pop(_CONTENTS)

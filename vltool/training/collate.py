@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from vltool.data.dataset import CaptionDataset
+from vltool.data.dataset import Change, Sample
+from vltool.data.samples import Draw, Samples
 from vltool.errors import BadContent, Problem, Where
 from vltool.training.chunks import TopK
 from vltool.training.generate import prompt_of
@@ -31,7 +32,8 @@ PROMPTS = "vltool_prompts"
 """Key of a batch under which its samples lie without their answers, where some steps sample their own."""
 PLACE = "vltool_place"
 """Key of a sample under which the `Where` of its record lies; a filler has none."""
-
+_CHANGE = "vltool_change"
+"""Key of a sample under which its `Change` lies."""
 
 _TAUGHT = "taught"
 """The same of one sample, before it is in a batch."""
@@ -47,6 +49,8 @@ class BatchFacts:
     """Patches of its records' images, before the merger."""
     records: tuple[Where, ...] = ()
     """The places of its records."""
+    changes: tuple[Change, ...] = ()
+    """What augmentation came to in each of them."""
     problems: tuple[Problem, ...] = ()
     """Why the batch could not be made; it holds nothing else then."""
 
@@ -99,42 +103,61 @@ Encode = Callable[[list[dict[str, Any]]], dict[str, Any]]
 
 
 class EncodedRecords(Dataset[dict[str, Any]]):
-    """The records of a file, encoded where they are asked for.
+    """The samples of a run, encoded where they are asked for.
 
     A record that cannot be encoded becomes a sample that holds its problems: an exception raised in a
     worker would reach the user wrapped in that worker's traceback.
     """
 
-    def __init__(
-        self, records: CaptionDataset, encode: Encode, blank: BlankImage, cache: TeacherCache | None = None
-    ) -> None:
-        """cache: what a teacher said of them, which samples hold once `reads_cache` is set."""
+    def __init__(self, samples: Samples, encode: Encode, blank: BlankImage, cache: TeacherCache | None = None) -> None:
+        """cache: what a teacher said of the records of the only file, which samples hold once `reads_cache` is set."""
         self.cache = cache
         self.reads_cache = False
-        self._records = records
+        self._samples = samples
         self._blank = blank
         self._encode = encode
         self._deaf = False
         self._over = multiprocessing.RawValue("b", 0)
 
     def __len__(self) -> int:
-        return len(self._records)
+        """Samples of an epoch."""
+        return len(self._samples)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample at an index; one past the last record fills a batch, and nothing in it counts."""
+    @property
+    def records(self) -> int:
+        """Records of the files."""
+        return self._samples.records
+
+    def __getitem__(self, at: Draw | int) -> dict[str, Any]:
+        """The sample of a draw, or record `at` as the files have it.
+
+        One past the last fills a batch, and nothing in it counts.
+        """
         where = None
         self._leave_signals_to_the_trainer()
-        if index >= len(self):
+        if at >= self.records if isinstance(at, int) else at.place >= len(self):
             return self._blank.filler()
         try:
-            sample = self._records[index]
+            sample = self._samples.written(at) if isinstance(at, int) else self._samples[at]
             where = sample.where
-            encoded = self._encode(sample.messages) | {PLACE: where}
+            encoded, change = self._encoded(sample, at)
+            encoded |= {PLACE: where} | ({} if change is None else {_CHANGE: change})
             if self.cache is not None and self.reads_cache:
-                encoded[_TAUGHT] = self.cache.read_for(index, encoded)
+                record = at if isinstance(at, int) else self._samples.drawn(at)[1]
+                encoded[_TAUGHT] = self.cache.read_for(record, encoded)
             return encoded
         except BadContent as error:
             return {FACTS: BatchFacts(problems=tuple(Problem(p.what, p.do, p.where or where) for p in error.problems))}
+
+    def _encoded(self, sample: Sample, at: Draw | int) -> tuple[dict[str, Any], Change | None]:
+        try:
+            return self._encode(sample.messages), sample.change
+        except BadContent:
+            if sample.change is None or isinstance(at, int):
+                raise
+            # The audit knows that the record fits as it is; a draw that made it too long or too thin ends no run.
+            plain = self._samples.plain(at)
+            return self._encode(plain.messages), plain.change
 
     def close(self) -> None:
         """The run is over: workers may be ended by a signal again."""
@@ -167,6 +190,7 @@ class Collator:
             label_tokens=sum(label != IGNORE for sample in samples for label in sample["labels"][1:]),
             patches=sum(len(sample["pixel_values"]) for sample in samples if sample.get("pixel_values") is not None),
             records=tuple(sample[PLACE] for sample in samples if PLACE in sample),
+            changes=tuple(sample[_CHANGE] for sample in samples if _CHANGE in sample),
         )
         # Prompts first: padding works on the samples themselves.
         prompts = {PROMPTS: Prompts(tuple(map(_placed_prompt, samples)))} if self._keeps_prompts else {}
@@ -191,8 +215,8 @@ def _taught(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def _placed_prompt(sample: dict[str, Any]) -> dict[str, Any]:
-    # An answer that is sampled later still belongs to the record's place.
-    return prompt_of(sample) | {name: sample[name] for name in (PLACE,) if name in sample}
+    # An answer that is sampled later still belongs to the record's place, and its image is the same.
+    return prompt_of(sample) | {name: sample[name] for name in (PLACE, _CHANGE) if name in sample}
 
 
 def raise_failure(batch: dict[str, Any]) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vltool.data.dataset import Change
 from vltool.run.distillation import DistillationPlan, Source
+from vltool.training.changes import COUNTED, counts, shares
 from vltool.training.losses import DistillationLoss
 from vltool.training.ranks import Ranks
 from vltool.training.vision_kd import enabled_components
@@ -43,6 +47,7 @@ class Meter:
         self._components = () if kd is None or kd.visual is None else enabled_components(kd.visual)
         self._sums: dict[str, Tensor] = {}
         self._counts = dict.fromkeys(("batches", "patches", "answers", "read_answers"), 0)
+        self._changes: Counter[str] = Counter()
 
     def add(self, out: Losses, *, patches: int, with_kd: bool, source: Source = "dataset") -> None:
         """Add a batch, of whose images there are so many patches.
@@ -71,6 +76,10 @@ class Meter:
         self._counts["answers"] += total
         self._counts["read_answers"] += read
 
+    def count_changes(self, changes: Iterable[Change]) -> None:
+        """Add what augmentation came to in a batch's samples."""
+        self._changes += counts(changes)
+
     def _sum(self, name: str, value: Tensor) -> None:
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
@@ -79,12 +88,13 @@ class Meter:
         names = ["loss", "ce", "correct", "entropy", *(f"vision/{name}" for name in self._components)]
         names += [f"{kind}/{source}" for kind in ("tokens", "kd", "kd_tokens") for source in SOURCES]
         mine = torch.stack(list(self._sums.values())).tolist() if self._sums else []
-        known = dict(zip(self._sums, mine, strict=True)) | self._counts
-        names += list(self._counts)
+        known = dict(zip(self._sums, mine, strict=True)) | self._counts | self._changes
+        names += [*self._counts, *COUNTED]
         return dict(zip(names, ranks.total([float(known.get(name, 0.0)) for name in names]), strict=True))
 
     def means(self, ranks: Ranks, *, parts: bool) -> dict[str, float]:
-        """loss, sft_loss, token_acc, entropy and what the teacher adds, of all processes, each per token.
+        """loss, sft_loss, token_acc, entropy and what the teacher adds, of all processes, each per token; and what
+        augmentation came to.
 
         llm_kd_loss and vision_kd_loss are weighted; the latter's components stand beside it, and where text is
         sampled the former's sources and their shares of the tokens. sft_loss, token_acc and entropy (of the
@@ -103,6 +113,8 @@ class Meter:
         if written or not tokens["student"]:
             named = {"sft_loss": "ce", "token_acc": "correct", "entropy": "entropy"}
             means |= {name: sums[summed] / max(written, 1.0) for name, summed in named.items()}
+        if not parts:
+            means |= shares(sums)
         if plan is None:
             return means
         if taught and plan.llm_kd_weight > 0.0:

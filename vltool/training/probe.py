@@ -37,7 +37,7 @@ class Probe(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure cross entropy and divergence per label token: only now a model in shards can run."""
         records = self._records
-        self._batch = self._trainer.data_collator([records[i] for i in range(min(RECORDS, len(records)))])
+        self._batch = self._trainer.data_collator([records[i] for i in range(min(RECORDS, records.records))])
         self._evidence.ce_before, self._evidence.kd_at_start = self._trainer.measure(self._batch)
         self._keep()
 

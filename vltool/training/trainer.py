@@ -124,6 +124,7 @@ class CaptionTrainer(CheckpointingTrainer):
         meter = self._train_meter if training else self._eval_meter
         source = self._source if training else "dataset"
         meter.add(out, patches=inputs[FACTS].patches, with_kd=counts_kd, source=source)
+        meter.count_changes(inputs[FACTS].changes)
         step = self.state.global_step + int(training)
         self.window.add("train" if training else "eval", total, step=step, records=inputs[FACTS].records, source=source)
         # Gradients are averaged over processes, but the denominators are those of all of them.
@@ -262,7 +263,6 @@ class CaptionTrainer(CheckpointingTrainer):
             batch_size=self._train_batch_size,
             rank=self._ranks.rank,
             ranks=self._ranks.count,
-            seed=args.data_seed or 0 if args.train_dataloader_shuffle else None,
             drop_last=args.dataloader_drop_last,
         )
         return self.loader(self.train_dataset, SkipBatchSampler(batches, skip_batches) if skip_batches else batches)
@@ -275,13 +275,12 @@ class CaptionTrainer(CheckpointingTrainer):
                 batch_size=self.args.per_device_eval_batch_size,
                 rank=self._ranks.rank,
                 ranks=self._ranks.count,
-                seed=None,
             )
             self._eval_loader = self.loader(self.eval_dataset, batches)
         return self._eval_loader
 
     def loader(self, records: Any, batches: Any, *, collate: Any = None) -> DataLoaderShard:
-        """Batches of these indices, made in workers and on this process's device."""
+        """Batches of these draws or indices, made in workers and on this process's device."""
         args = self.args
         return DataLoaderShard(
             records,

@@ -9,8 +9,9 @@ from uuid import uuid4
 import torch
 
 from vltool.checkpoint.census import last_complete
-from vltool.data.dataset import CaptionDataset
+from vltool.data.samples import Samples
 from vltool.errors import InvalidInput, MissingOnHost, Problem, RunFailed, VltoolError
+from vltool.run.data import training_samples, validation_samples
 from vltool.run.deepspeed import zero_stage
 from vltool.run.evidence import Evidence, to_json, write_atomically
 from vltool.run.folder import PLAN_FILE_NAME
@@ -50,9 +51,7 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
     plan = agree(plan, ranks)
     run_dir = Path(plan.run_dir)
     existed = run_dir.exists()
-    train_set = CaptionDataset(
-        Path(plan.data.train_jsonl), **plan.data.reading(validation=False), skip=plan.data.skip_train
-    )
+    train_set = training_samples(plan.data, plan.arguments, processes=plan.launch.processes)
     _require_a_step(plan, len(train_set))
     problems: list[Problem] = []
     check_cache(plan, problems, None, audited=True)
@@ -122,7 +121,7 @@ class _Run:
         self,
         plan: RunPlan,
         prepared: swift_bridge.Prepared,
-        train_set: CaptionDataset,
+        train_set: Samples,
         evidence: Evidence,
         ranks: Ranks,
         reporter: Reporter,
@@ -230,11 +229,8 @@ class _Run:
         """The trainer and the records that it trains and, if there are any, evaluates on."""
         plan, prepared = self._plan, self._prepared
         encode, blank = swift_bridge.encoder(prepared), swift_bridge.blank_image(prepared)
-        records = [EncodedRecords(self._train_set, encode, blank, make_cache(plan, "train", len(self._train_set)))]
-        if plan.data.val_jsonl is not None:
-            val_set = CaptionDataset(
-                Path(plan.data.val_jsonl), **plan.data.reading(validation=True), skip=plan.data.skip_val
-            )
+        records = [EncodedRecords(self._train_set, encode, blank, make_cache(plan, "train", self._train_set.records))]
+        if (val_set := validation_samples(plan.data)) is not None:
             records.append(EncodedRecords(val_set, encode, blank, make_cache(plan, "val", len(val_set))))
         if plan.dump_conversation is not None and self._ranks.is_first:
             swift_bridge.dump_conversation(prepared, records[0][0], Path(plan.dump_conversation))

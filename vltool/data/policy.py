@@ -1,0 +1,65 @@
+"""What a mixture says about the records of one dataset: prompts, how many objects, and whether they are augmented."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from vltool.data.conversation import Prompts
+from vltool.data.record import Record
+from vltool.errors import BadContent
+
+KEY = "fusion"
+"""Key of `metadata` under which a record that `vltool fuse` wrote brings its policy."""
+
+
+class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the records of a dataset become samples, as far as datasets of a mixture may differ."""
+
+    dataset: str = ""
+    user_prompt: str | None = None
+    """None for the run's own."""
+    system_prompt: str | None = None
+    augmentation_enabled: bool = True
+    curriculum_enabled: bool = True
+    max_objects: int | None = None
+    """Objects of a record that are described."""
+
+    def prompts(self, default: Prompts) -> Prompts:
+        """The prompts of its records, where the run's are `default`."""
+        return Prompts(self.user_prompt or default.user, self.system_prompt or default.system)
+
+
+def policy_of(record: Record, otherwise: Policy) -> Policy:
+    """A record's own policy where `vltool fuse` wrote one, else that of its dataset.
+
+    Raises BadContent, without a place, for one that `fuse` did not write.
+    """
+    if record.metadata is None or KEY not in record.metadata:
+        return otherwise
+    try:
+        return msgspec.convert(record.metadata[KEY], Policy)
+    except msgspec.ValidationError as error:
+        what = f"metadata.{KEY} is none that vltool fuse wrote: {error}"
+        raise BadContent(what, f"name data of your own otherwise: metadata.{KEY} says how a mixture is read") from error
+
+
+def capped(record: Record, most: int | None, *, seed: int, epoch: int, position: int) -> Record:
+    """A record with at most so many of its objects, drawn anew in every epoch, in their order.
+
+    position: the record's in its file.
+    """
+    if most is None or len(record.objects) <= most:
+        return record
+    drawn = np.random.default_rng([seed, epoch, position]).choice(len(record.objects), most, replace=False)
+    return msgspec.structs.replace(record, objects=tuple(record.objects[i] for i in sorted(drawn)))
+
+
+def most_text(record: Record, most: int | None) -> Record:
+    """A record with those of its objects, so many at most, that take the most text."""
+    if most is None or len(record.objects) <= most:
+        return record
+    lengths = [len(item.desc) + 10 * len(item.points) for item in record.objects]
+    kept = sorted(sorted(range(len(lengths)), key=lambda i: -lengths[i])[:most])
+    return msgspec.structs.replace(record, objects=tuple(record.objects[i] for i in kept))

@@ -1,0 +1,105 @@
+"""The samples of every epoch of a run: of one file or a mixture, in the order in which they are shown, augmented."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vltool.data.dataset import CaptionDataset, Sample, Standing
+
+
+class Draw(NamedTuple):
+    """A sample of a run by where it stands: its epoch, and its place in the order of that epoch, both from 0."""
+
+    epoch: int
+    place: int
+
+
+class Draws(NamedTuple):
+    """What an epoch shows, in order: the dataset of each sample, and the record in it."""
+
+    datasets_N: NDArray[np.uint16]
+    records_N: NDArray[np.int64]
+
+
+class Order(Protocol):
+    """Which records an epoch shows; as many in each."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Draws:
+        """The records of an epoch, from 0, in order: a function of the epoch and a seed alone."""
+        ...
+
+
+class OneAfterTheOther:
+    """All records of all datasets, in their files' order or shuffled anew in every epoch."""
+
+    def __init__(self, counts: Sequence[int], *, seed: int | None) -> None:
+        """counts: records of each dataset. seed: of the shuffle; None keeps the files' order."""
+        self._counts = counts
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return sum(self._counts)
+
+    def epoch(self, epoch: int) -> Draws:
+        """As `Order.epoch`."""
+        datasets = np.repeat(np.arange(len(self._counts), dtype=np.uint16), self._counts)
+        records = np.concatenate([np.arange(count, dtype=np.int64) for count in self._counts])
+        if self._seed is not None:
+            shuffle = np.random.default_rng([self._seed, epoch]).permutation(len(records))
+            datasets, records = datasets[shuffle], records[shuffle]
+        return Draws(datasets, records)
+
+
+class Samples:
+    """The samples of a run by their `Draw`; safe in forked workers.
+
+    A sample depends on its draw and the seeds alone, whatever came before it, in whichever process.
+    """
+
+    def __init__(self, datasets: Sequence[CaptionDataset], order: Order) -> None:
+        self._datasets = datasets
+        self._order = order
+        self._epoch: tuple[int, Draws] | None = None
+
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return len(self._order)
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        """The sample of a draw. Raises BadContent with file:line for a record that cannot be used."""
+        return self._sample(draw, augmented=True)
+
+    def plain(self, draw: Draw) -> Sample:
+        """The same, left unaugmented."""
+        return self._sample(draw, augmented=False)
+
+    def drawn(self, draw: Draw) -> tuple[int, int]:
+        """The dataset of a draw, and the record in it."""
+        if self._epoch is None or self._epoch[0] != draw.epoch:
+            self._epoch = draw.epoch, self._order.epoch(draw.epoch)
+        draws = self._epoch[1]
+        return int(draws.datasets_N[draw.place]), int(draws.records_N[draw.place])
+
+    @property
+    def records(self) -> int:
+        """Records of all datasets together."""
+        return sum(map(len, self._datasets))
+
+    def written(self, i: int) -> Sample:
+        """Record i of all datasets, one after the other, as the files have it."""
+        for dataset in self._datasets:
+            if i < len(dataset):
+                return dataset[i]
+            i -= len(dataset)
+        raise IndexError(f"record {i} past the last of all datasets")
+
+    def _sample(self, draw: Draw, *, augmented: bool) -> Sample:
+        dataset, record = self.drawn(draw)
+        standing = Standing(draw.epoch, draw.place, draw.epoch * len(self) + draw.place)
+        return self._datasets[dataset].sample(record, standing, augmented=augmented)

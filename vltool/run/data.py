@@ -1,0 +1,90 @@
+"""What a run reads: its files, how their records become samples, and in which order."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from vltool.data.conversation import Prompts
+from vltool.data.dataset import CaptionDataset
+from vltool.data.policy import Policy
+from vltool.data.samples import OneAfterTheOther, Samples
+from vltool.recipe.schema import Augmentation
+
+
+class DatasetPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One file of a run."""
+
+    jsonl: str
+    limit: int | None
+    """The first records that are used."""
+    policy: Policy = Policy()
+    skip: tuple[int, ...] = ()
+    """Positions of records that the audit found bad and the recipe allows to skip."""
+
+
+class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Records, how they become messages, and the limits they must keep."""
+
+    train: tuple[DatasetPlan, ...]
+    val: tuple[DatasetPlan, ...]
+    """Empty for no evaluation."""
+    user_prompt: str
+    system_prompt: str | None
+    emit_norm: Literal["none", "norm100", "norm1000"]
+    use_summary: bool
+    max_length: int
+    max_pixels: int | None
+    image_root: str | None
+    augmentation: Augmentation | None
+    """None for none; of training samples only."""
+    on_bad_record: Literal["error", "skip"]
+    preflight: bool
+
+    def reading(self, dataset: DatasetPlan) -> dict[str, Any]:
+        """How records of a file are read: arguments of `vltool.data.scan.scan` and `CaptionDataset`."""
+        return {
+            "prompts": Prompts(user=self.user_prompt, system=self.system_prompt),
+            "emit_norm": self.emit_norm,
+            "use_summary": self.use_summary,
+            "max_pixels": self.max_pixels,
+            "sample_limit": dataset.limit,
+            "root": None if self.image_root is None else Path(self.image_root),
+            "policy": dataset.policy,
+        }
+
+
+def training_samples(data: DataPlan, arguments: dict[str, Any], *, processes: int) -> Samples:
+    """The training samples of a run with these arguments of ms-swift's. Raises as `JsonlIndex`."""
+    seed = arguments.get("data_seed") or 0
+    counted = [CaptionDataset(Path(part.jsonl), **data.reading(part), skip=part.skip) for part in data.train]
+    shuffled = arguments.get("train_dataloader_shuffle", True)
+    order = OneAfterTheOther([len(part) for part in counted], seed=seed if shuffled else None)
+    if data.augmentation is None:
+        return Samples(counted, order)
+    from vltool.data.augment.policy import Augmenter
+
+    samples, a_step = _length(arguments, len(order), processes)
+    augmenter = Augmenter(data.augmentation, seed=seed, samples=samples, samples_a_step=a_step)
+    for part in counted:
+        part.augmenter = augmenter
+    return Samples(counted, order)
+
+
+def validation_samples(data: DataPlan) -> Samples | None:
+    """The validation samples, file after file; None without any. Raises as `JsonlIndex`."""
+    parts = [CaptionDataset(Path(part.jsonl), **data.reading(part), skip=part.skip) for part in data.val]
+    return Samples(parts, OneAfterTheOther([len(part) for part in parts], seed=None)) if parts else None
+
+
+def _length(arguments: dict[str, Any], epoch: int, processes: int) -> tuple[int, int]:
+    """Samples of the whole run, and of an optimizer step, where an epoch has so many."""
+    a_step = (
+        arguments.get("per_device_train_batch_size", 1) * arguments.get("gradient_accumulation_steps", 1) * processes
+    )
+    if (steps := arguments.get("max_steps", -1)) > 0:
+        return steps * a_step, a_step
+    return math.ceil(arguments.get("num_train_epochs", 3.0) * epoch), a_step
