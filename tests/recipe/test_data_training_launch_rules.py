@@ -283,8 +283,6 @@ def test_a_number_is_finite(value):
         "training: {gradient_checkpointing_kwargs: {x: VALUE}}",
         "training: {gradient_checkpointing_kwargs: {x: [1, {y: VALUE}]}}",
         "deepspeed: {enabled: true, config: {x: [VALUE]}}",
-        "  augmentation: {enabled: true, ops: [{name: hflip, params: {prob: VALUE}}]}",
-        "  augmentation: {enabled: true, ops: [{name: hflip}], curriculum: {x: VALUE}}",
     ],
 )
 def test_a_number_inside_something_is_finite(added, value):

@@ -224,7 +224,7 @@ def test_any_value_of_ms_swifts_comes_back(value: Any) -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        "deepspeed: {config: {}}", "custom: {augmentation: {curriculum: {}}}", "custom: {visual_kd: {}}",
+        "deepspeed: {config: {}}", "custom: {visual_kd: {}}",
         "custom: {augmentation: {ops: []}}", "custom: {augmentation: {ops: [{name: hflip, params: {}}]}}",
         "launch: {env: {}}", "training: {lr_scheduler_kwargs: {}}", "template: {max_length: 64}",
         "rlhf: {rlhf_type: gkd, beta: 1, eval_kd_batches: all}",

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from vltool.errors import InvalidInput, Where
+from vltool.recipe.augmentation import ClaheOp, Flip, HflipOp
 from vltool.recipe.resolve import resolve
-from vltool.recipe.schema import AugmentOp, FeatureTerm, Recipe
+from vltool.recipe.schema import FeatureTerm, Recipe
 from vltool.recipe.validate import load_recipe, validate
 
 MINIMAL = "global_max_length: 64\nmodel: {model: /m}\ncustom:\n  train_jsonl: /t.jsonl\n"
@@ -80,10 +81,7 @@ def test_nested_settings_arrive_typed() -> None:
         + "rlhf: {rlhf_type: gkd}\ntuner: {freeze_aligner: false}\n"
     )
     assert recipe.custom.visual_kd.aligner == FeatureTerm(enabled=True, weight=1.0)
-    assert recipe.custom.augmentation.ops == (
-        AugmentOp(name="hflip", params={"prob": 0.5}),
-        AugmentOp(name="clahe"),
-    )
+    assert recipe.custom.augmentation.ops == (HflipOp(params=Flip(prob=0.5)), ClaheOp())
 
 
 def test_every_value_knows_where_it_was_written() -> None:
@@ -178,8 +176,8 @@ def test_every_value_knows_where_it_was_written() -> None:
         ),
         (
             "  augmentation: {ops: [{name: hflop}]}",
-            "5:31: custom.augmentation.ops[0].name: 'hflop' is not one of auto_contrast, clahe, ",
-            "",
+            "5:31: custom.augmentation.ops[0].name: 'hflop' is not one of hflip, vflip, ",
+            "did you mean hflip?",
         ),
         ("  augmentation: {ops: [{params: {}}]}", "5:24: custom.augmentation.ops[0].name is missing", ""),
         (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 from msgspec import inspect as types
@@ -36,6 +37,9 @@ def convert(node: Node, wanted: types.Type, key: str, problems: list[Problem]) -
     Every leaf that does not fit adds its own problem, and so does every unknown key of a struct.
     """
     options = _options(wanted)
+    tagged = {str(option.tag): option for option in options if isinstance(option, types.StructType) and option.tag}
+    if tagged and isinstance(node, MapNode):
+        return _tagged(node, tagged, key, problems)
     for option in options:
         if isinstance(option, types.AnyType):
             return to_plain(node, key, problems)
@@ -48,6 +52,12 @@ def convert(node: Node, wanted: types.Type, key: str, problems: list[Problem]) -
             }
         if isinstance(node, SeqNode) and isinstance(option, types.VarTupleType):
             return [convert(item, option.item_type, f"{key}[{i}]", problems) for i, item in enumerate(node.items)]
+        if isinstance(node, SeqNode) and isinstance(option, types.TupleType):
+            if len(node.items) != len(option.item_types):
+                what = f"{key}: {len(node.items)} items are not {_describe(option)}"
+                problems.append(Problem(what, f"write {len(option.item_types)}", node.where))
+            pairs = zip(node.items, option.item_types, strict=False)
+            return [convert(item, inner, f"{key}[{i}]", problems) for i, (item, inner) in enumerate(pairs)]
     before = len(problems)
     value = to_plain(node, key, problems)
     if len(problems) == before and not any(_fits(value, option) for option in options):
@@ -69,6 +79,23 @@ def _struct(node: MapNode, struct: types.StructType, key: str, problems: list[Pr
     written = {name.name for name, _ in node.entries}
     problems += [Problem(f"{key}.{name} is missing", where=node.where) for name in required if name not in written]
     return values
+
+
+def _tagged(node: MapNode, structs: dict[str, types.StructType], key: str, problems: list[Problem]) -> dict[str, Any]:
+    """A mapping whose type one of its keys names."""
+    field = str(next(iter(structs.values())).tag_field)
+    named = next((value for name, value in node.entries if name.name == field), None)
+    if named is None:
+        problems.append(Problem(f"{key}.{field} is missing", f"one of {', '.join(structs)}", node.where))
+        return {}
+    tag = named.value if isinstance(named, ScalarNode) else None
+    if tag not in structs:
+        what = f"{key}.{field}: {_shown(named)} is not one of {', '.join(structs)}"
+        guess = nearest(str(tag), structs)
+        problems.append(Problem(what, f"did you mean {guess}?" if guess else "", named.where))
+        return {}
+    rest = replace(node, entries=tuple(entry for entry in node.entries if entry[0].name != field))
+    return {field: tag, **_struct(rest, structs[tag], key, problems)}
 
 
 def struct_fields(wanted: types.Type | None) -> dict[str, types.Type] | None:
@@ -136,6 +163,8 @@ def _describe(wanted: types.Type) -> str:
             return f"a number{_bounds(wanted)}"
         case types.VarTupleType():
             return "a list"
+        case types.TupleType(item_types=items):
+            return f"a list of {len(items)}"
         case types.DictType() | types.StructType():
             return "a mapping"
     return ""
@@ -170,6 +199,8 @@ def _advice(node: Node, options: tuple[types.Type, ...], key: str) -> str:
     if not isinstance(node, ScalarNode) or node.value is None:
         return f"one of {', '.join(choices)}" if len(choices) > 1 else ""
     value = node.value
+    if isinstance(value, int | float) and any(isinstance(option, types.TupleType) for option in options):
+        return f"write {name}: [{node.text}, {node.text}]"
     for option in options:
         if isinstance(option, types.StructType) and (shortened := _as_struct(value, node.text, option)):
             return f"write {name}: {shortened}" if "[" not in name else f"write {shortened}"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
+from vltool.recipe.augmentation import AnyOp
+from vltool.recipe.curriculum import Curriculum, curriculum_faults, ops_faults
 from vltool.recipe.settings import Settings
 
 PLACEHOLDERS = ("dummy", "placeholder")
@@ -52,4 +56,22 @@ def augmentation_has_operations(settings: Settings) -> None:
         settings.problem("custom.augmentation.enabled", what, "list them in ops, or extend augment_grounding")
 
 
-RULES = (records_are_named_once, prompts_are_texts, packing_tokenises_ahead, augmentation_has_operations)
+def augmentation_parameters_agree(settings: Settings) -> None:
+    """What parameters of an operation, or of a phase of the curriculum, say together."""
+    written = settings["custom.augmentation.ops"]
+    ops = msgspec.convert(written, tuple[AnyOp, ...])
+    faults = list(ops_faults(ops))
+    if (curriculum := settings["custom.augmentation.curriculum"]) is not None:
+        faults += curriculum_faults(msgspec.convert(curriculum, Curriculum), ops)
+    for fault in faults:
+        key = f"custom.augmentation.{fault.key}"
+        settings.problem(key, f"{key}: {fault.what}", fault.do)
+
+
+RULES = (
+    records_are_named_once,
+    prompts_are_texts,
+    packing_tokenises_ahead,
+    augmentation_has_operations,
+    augmentation_parameters_agree,
+)

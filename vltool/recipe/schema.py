@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from vltool.errors import Problem, Where
+from vltool.recipe.augmentation import AnyOp
+from vltool.recipe.curriculum import Curriculum
 
 Scalar = None | bool | int | float | str
 Positive = Annotated[int, Meta(ge=1)]
@@ -157,26 +159,13 @@ class VisualKd(Section, frozen=True, kw_only=True):
     deepstack: Annotated[FeatureTerm, Meta(description="Outputs of the deepstack mergers.")] = FeatureTerm()
 
 
-class AugmentOp(Section, frozen=True, kw_only=True):
-    """One operation of `custom.augmentation.ops`."""
-
-    name: Annotated[
-        Literal[
-            "hflip", "vflip", "rotate", "scale", "resize_by_scale", "random_crop", "color_jitter", "gamma", "hsv",
-            "clahe", "auto_contrast", "sharpness", "pad_to_multiple", "expand_to_fit_affine",
-        ],
-        Meta(description="What is done to the image and, where pixels move, to its geometries."),
-    ]  # fmt: skip
-    params: Annotated[dict[str, Any], Meta(description="Its ranges, and `prob`.")] = {}
-
-
 class Augmentation(Section, frozen=True, kw_only=True):
     """`custom.augmentation:` geometry-aware augmentation of training images."""
 
     enabled: Annotated[bool, Meta(description="Whether training images are augmented.")] = False
     bypass_prob: Annotated[Fraction, Meta(description="Probability that a sample is left as it is.")] = 0.0
-    ops: Annotated[tuple[AugmentOp, ...], Meta(description="What is done, in this order.")] = ()
-    curriculum: Annotated[dict[str, Any] | None, Meta(description="Phases that interpolate parameters.")] = None
+    ops: Annotated[tuple[AnyOp, ...], Meta(description="What is done, in this order.")] = ()
+    curriculum: Annotated[Curriculum | None, Meta(description="Phases that interpolate parameters.")] = None
 
 
 class Custom(Section, frozen=True, kw_only=True):

@@ -220,4 +220,7 @@ def _note_origins(tree: MapNode, prefix: str, origins: dict[str, Where]) -> None
         if isinstance(node, MapNode):
             _note_origins(node, f"{dotted}.", origins)
         elif isinstance(node, SeqNode):
-            origins |= {f"{dotted}[{at}]": item.where for at, item in enumerate(node.items)}
+            for at, item in enumerate(node.items):
+                origins[f"{dotted}[{at}]"] = item.where
+                if isinstance(item, MapNode):
+                    _note_origins(item, f"{dotted}[{at}].", origins)

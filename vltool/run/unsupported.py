@@ -98,7 +98,6 @@ def problems(recipe: Recipe) -> list[Problem]:
     custom, training, tuner = recipe.custom, recipe.training, recipe.tuner
     asked: list[tuple[bool, str, str]] = [
         (custom.fusion_config is not None, "custom.fusion_config", "mixtures of datasets"),
-        (custom.augmentation.enabled, "custom.augmentation.enabled", "augmentation"),
         (training.packing, "training.packing", "packing"),
         (
             _narrowed(tuner) and tuner.target_modules != ("all-linear",),
