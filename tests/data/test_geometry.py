@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -132,3 +134,18 @@ def test_without_a_size_the_form_is_still_judged() -> None:
 def test_long_values_are_cut_in_messages() -> None:
     assert len(shown("x" * 500)) == 60
     assert shown("é") == '"é"'
+
+
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400])
+def test_a_number_that_is_none_is_outside_wherever_it_stands(value: float, place: int) -> None:
+    numbers = [1, 2, 30, 4, 5, 60.0]
+    numbers[place] = value
+    points, problems = read_points(numbers, kind="poly", field="poly", width=100, height=100)
+    assert points == ()
+    assert f"poly[{place}] is" in problems[0].what
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    numbers = [np.float64(1), 2, 30, 40.5]
+    assert read_points(numbers, kind="bbox_2d", field="b", width=100, height=50) == (((1.0, 2.0), (30.0, 40.5)), [])

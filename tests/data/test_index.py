@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 
 from vltool.data.index import JsonlIndex
 from vltool.errors import BadContent, InvalidInput
+
+RECORD = b'{"some": "text"}\n'
 
 
 def _file(folder: Path, data: bytes) -> Path:
@@ -62,12 +66,56 @@ def test_a_file_without_records_is_bad_content(tmp_path: Path, data: bytes) -> N
         JsonlIndex(_file(tmp_path, data))
 
 
+def test_a_pipe_is_invalid_input_and_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InvalidInput, match="it is a pipe"):
+        JsonlIndex(tmp_path / "pipe")
+
+
 def test_a_file_that_shrinks_is_noticed(tmp_path: Path) -> None:
     path = _file(tmp_path, b'{"a": 1}\n{"a": 2}\n')
-    index = JsonlIndex(path)
+    late, open_already = JsonlIndex(path), JsonlIndex(path)
+    open_already.read(0)
     path.write_bytes(b'{"a": 1}\n')
-    with pytest.raises(BadContent, match=r"data\.jsonl:2: the file became shorter"):
-        index.read(1)
+    for index in (late, open_already):
+        with pytest.raises(BadContent, match=r"data\.jsonl:2: the file became shorter"):
+            index.read(1)
+
+
+def test_a_file_in_the_place_of_the_indexed_one_is_noticed(tmp_path: Path) -> None:
+    path = _file(tmp_path, b'{"a": 1}\n{"a": 2}\n')
+    index = JsonlIndex(path)
+    path.write_bytes(b'{"b": 100}\n{"b": 200}\n')
+    with pytest.raises(BadContent, match=r"data\.jsonl:1: the file was replaced by another"):
+        index.read(0)
+
+
+def test_a_file_that_grows_or_is_touched_stays_as_it_was_indexed(tmp_path: Path) -> None:
+    path = _file(tmp_path, b'{"a": 1}\n{"a": 2}')
+    index = JsonlIndex(path)
+    with path.open("ab") as file:
+        file.write(b'\n{"a": 3}\n')
+    assert _read_all(index) == [b'{"a": 1}', b'{"a": 2}']
+    assert len(JsonlIndex(path)) == 3
+
+
+def test_a_file_that_grows_while_it_is_indexed_is_no_data_yet(tmp_path: Path) -> None:
+    path = _file(tmp_path, RECORD * (16 << 20 >> 4))
+    done = threading.Event()
+
+    def append() -> None:
+        with path.open("ab", buffering=0) as file:
+            while not done.is_set():
+                file.write(RECORD)
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    try:
+        with pytest.raises(BadContent, match="changed while it was indexed"):
+            JsonlIndex(path)
+    finally:
+        done.set()
+        thread.join()
 
 
 def _read_all(index: JsonlIndex) -> list[bytes]:

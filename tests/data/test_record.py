@@ -50,7 +50,7 @@ BROKEN: list[tuple[Any, list[str]]] = [
     (b"\xef\xbb\xbf{}", ["BOM", "UTF-8", "without a BOM"]),
     (b"\xff\xfe{\0", ["BOM", "UTF-16"]),
     (b'{"summary": "x"}\r', ["CRLF", "sed"]),
-    (b'{"summary": "\xe9"}', ["byte 14", "not UTF-8"]),
+    (b'{"summary": "\xe9"}', ["byte 14", "not UTF-8", 'after "summary"']),
     (b'["a"]', ["not a JSON object"]),
     (b"null", ["not a JSON object"]),
     (b"{", ["not valid JSON", "indented document"]),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from vltool.data.tokens import TextCounter, image_tokens, render, seen_size
+from vltool.data.tokens import TEXTS_AT_ONCE, TextCounter, image_tokens, render, seen_size
 from vltool.errors import BadContent, InvalidInput
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
@@ -135,6 +135,21 @@ def test_an_image_costs_what_is_seen_of_it(folder: Path, image: Any) -> None:
     plain = counter.count(_says([text], "yes"))
     assert counter.count(pictured) == plain + 2 + 20 * 15
     assert counter.count(pictured, max_pixels=640 * 120) == plain + 2 + image_tokens(640, 480, max_pixels=640 * 120)
+
+
+def test_many_are_counted_as_each_alone(folder: Path) -> None:
+    counter = TextCounter.from_folder(folder)
+    picture = {"type": "image", "image": (640, 480)}
+    rows = [_says([picture] * (n % 3) + [{"type": "text", "text": "hi"}], "y" * n, system="s") for n in range(200)]
+    rows += [_says("a", "b", "a", "b"), _says("a", "b<|im_end|>\n")]  # a text may stand twice, in a row and in two
+    assert len({text for row in rows for text in render(row)}) > 3 * TEXTS_AT_ONCE
+    for limit in (None, 640 * 120):
+        counted = counter.count_many(rows, max_pixels=limit)
+        assert counted == [counter.count(row, max_pixels=limit) for row in rows]
+    assert counter.count_many([]) == []
+    assert counted[1] == counted[0] + 1 + 2 + image_tokens(640, 480, max_pixels=640 * 120)
+    with pytest.raises(BadContent, match="200 times"):
+        counter.count_many([*rows, _says([{"type": "image", "image": (1, 999)}], "yes")])
 
 
 def test_a_folder_without_a_good_tokenizer_is_invalid_input(tmp_path: Path) -> None:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import http.client
 import io
 import stat
 import struct
-import urllib.request
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -24,12 +22,9 @@ from typing import NamedTuple, TypeGuard
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from vltool.data.downloads import fetch, forget, named
 from vltool.data.messages import ImageRef, InlineImage
 from vltool.errors import BadContent
-
-TIMEOUT_S = 30
-LARGEST_DOWNLOAD = 256 * 2**20
-"""Bytes of an image from a URL."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """What is opened. Not EPS, for one, which PIL hands to Ghostscript."""
@@ -61,21 +56,18 @@ class Header(NamedTuple):
 def load_image(ref: ImageRef, *, folder: Path, root: Path | None) -> Image.Image:
     """Decode an image to 8-bit RGB, oriented. What is transparent lies on white, as in qwen_vl_utils' to_rgb.
 
+    16 bits a channel are scaled to 8; palettes, grey and CMYK (Adobe's inverted JPEGs, too) are converted, colour
+    profiles not applied. Of an animation or a file of several pages it is the first picture.
+
     ref: a path relative to `root`, or to `folder` (the JSONL's) without one; an absolute path, an
     http(s) URL, a data URL, or the bytes. Raises BadContent, without a place, for an image that is
     missing, damaged, cut off, too large, or none.
     """
-    name = _name(ref)
-    try:
-        with _quiet(), _opened(ref, name, folder, root) as image:
-            image.load()
-            turn = _TURNS.get(_orientation(image))
-            rgb = _to_rgb(image, name)
-            return rgb.transpose(turn) if turn is not None else rgb
-    except _BOMBS as error:
-        raise _bomb(name, error) from None
-    except _BROKEN as error:
-        raise BadContent(f"{name} is damaged: {error}", "replace the file, or drop the record") from error
+    with _opened(ref, folder, root) as image:
+        image.load()
+        turn = _TURNS.get(_orientation(image))
+        rgb = _to_rgb(image, _name(ref))
+        return rgb.transpose(turn) if turn is not None else rgb
 
 
 def image_size(ref: ImageRef, *, folder: Path, root: Path | None) -> tuple[int, int]:
@@ -88,14 +80,10 @@ def image_size(ref: ImageRef, *, folder: Path, root: Path | None) -> tuple[int, 
 
 def image_header(ref: ImageRef, *, folder: Path, root: Path | None) -> Header:
     """`image_size` with the orientation that gave it."""
-    name = _name(ref)
-    try:
-        with _quiet(), _opened(ref, name, folder, root) as image:
-            orientation = _orientation(image)
-            # Some versions of PIL turn the size of a TIFF when they open it, others when they decode it.
-            width, height = image.size if image.format != "TIFF" else (image.tag_v2[256], image.tag_v2[257])  # type: ignore[attr-defined]
-    except _BROKEN as error:
-        raise BadContent(f"{name} is damaged: {error}", "replace the file, or drop the record") from error
+    with _opened(ref, folder, root) as image:
+        orientation = _orientation(image)
+        # Some versions of PIL turn the size of a TIFF when they open it, others when they decode it.
+        width, height = image.size if image.format != "TIFF" else (image.tag_v2[256], image.tag_v2[257])  # type: ignore[attr-defined]
     return Header(height, width, orientation) if orientation >= 5 else Header(width, height, orientation)
 
 
@@ -106,23 +94,45 @@ def is_path(ref: ImageRef) -> TypeGuard[str]:
 
 def check_file(ref: str, *, folder: Path, root: Path | None) -> Path:
     """The file of an image path; raises BadContent, without a place, if none can be read there."""
-    path = (root or folder) / ref
+    path, name = (root or folder) / ref, named(ref)
+    looked = f"looked for {path if str(path).isprintable() else ascii(str(path))}"
     try:
         status = path.stat()
     except FileNotFoundError:
         base = "ROOT_IMAGE_DIR" if root else "the folder of the JSONL"
         about = "" if Path(ref).is_absolute() else f"; relative paths start from {base}, {root or folder}"
-        raise BadContent(f"image {ref} does not exist", f"looked for {path}{about}") from None
+        raise BadContent(f"{name} does not exist", f"{looked}{about}") from None
     except OSError as error:
-        raise BadContent(f"image {_name(ref)} cannot be read: {error.strerror}", f"looked for {path}") from error
+        raise BadContent(f"{name} cannot be read: {error.strerror}", looked) from error
+    except ValueError as error:  # a NUL
+        raise BadContent(f"{name} cannot be a path: {error}", looked) from error
     if not stat.S_ISREG(status.st_mode):
-        raise BadContent(f"image {ref} is not a file", f"looked at {path}")
+        raise BadContent(f"{name} is not a file", looked)
     if status.st_size == 0:
-        raise BadContent(f"image {ref} is an empty file", "replace it, or drop the record")
+        raise BadContent(f"{name} is an empty file", "replace it, or drop the record")
     return path
 
 
-def _opened(ref: ImageRef, name: str, folder: Path, root: Path | None) -> Image.Image:
+@contextmanager
+def _opened(ref: ImageRef, folder: Path, root: Path | None) -> Iterator[Image.Image]:
+    """The image, not yet decoded; what goes wrong with it while it is open is said of it."""
+    name = _name(ref)
+    try:
+        with _quiet(), _identified(ref, name, folder, root) as image:
+            yield image
+    except BadContent:
+        _forget(ref)
+        raise
+    except _BOMBS as error:
+        raise BadContent(
+            f"{name} is too large to decode safely: {error}", "scale it down, or drop the record"
+        ) from None
+    except _BROKEN as error:
+        _forget(ref)
+        raise BadContent(f"{name} is damaged: {error}", "replace the file, or drop the record") from error
+
+
+def _identified(ref: ImageRef, name: str, folder: Path, root: Path | None) -> Image.Image:
     if isinstance(ref, InlineImage):
         source: Path | io.BytesIO = io.BytesIO(ref.data)
     elif ref[:5].lower() == "data:":
@@ -130,15 +140,19 @@ def _opened(ref: ImageRef, name: str, folder: Path, root: Path | None) -> Image.
     elif is_path(ref):
         source = check_file(ref, folder=folder, root=root)
     else:
-        source = io.BytesIO(_download(ref))
+        source = io.BytesIO(fetch(ref))
     try:
         return Image.open(source, formats=_formats())
-    except _BOMBS as error:
-        raise _bomb(name, error) from None
     except UnidentifiedImageError:
         raise BadContent(f"{name} is not an image", _likely(source)) from None
     except PermissionError as error:
         raise BadContent(f"{name} cannot be read: {error.strerror}", "make the file readable") from error
+
+
+def _forget(ref: ImageRef) -> None:
+    """What a URL gave is no good, and shall not be found in the cache once it has been mended."""
+    if isinstance(ref, str) and not is_path(ref) and ref[:5].lower() != "data:":
+        forget(ref)
 
 
 @contextmanager
@@ -159,11 +173,7 @@ def _formats() -> tuple[str, ...]:
 def _name(ref: ImageRef) -> str:
     if isinstance(ref, InlineImage):
         return f"the image in bytes ({len(ref.data)} of them)"
-    return f"image {ref if len(ref) <= 200 else ref[:60] + '…'}"
-
-
-def _bomb(name: str, error: Exception) -> BadContent:
-    return BadContent(f"{name} is too large to decode safely: {error}", "scale it down, or drop the record")
+    return named(ref)
 
 
 def _likely(source: Path | io.BytesIO) -> str:
@@ -188,19 +198,6 @@ def _data_url(url: str, name: str) -> bytes:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
         raise BadContent(f"{name} is not valid base64: {error}", "encode the image again") from None
-
-
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-            data: bytes = response.read(LARGEST_DOWNLOAD + 1)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise BadContent(
-            f"{_name(url)} cannot be fetched: {error}", "check the address, or download it beside the data"
-        ) from error
-    if len(data) > LARGEST_DOWNLOAD:
-        raise BadContent(f"{_name(url)} is larger than {LARGEST_DOWNLOAD >> 20} MiB", "download and shrink it")
-    return data
 
 
 def _orientation(image: Image.Image) -> int:
