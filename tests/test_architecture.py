@@ -121,7 +121,9 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["smoke", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["check", "--help"], ["smoke", "--help"], ["--version"]]
+)
 def test_help_loads_nothing_heavy(arguments):
     code = (
         "import sys, contextlib, io\n"

@@ -12,7 +12,7 @@ Broken invariants are `assert`s and never reach a user as one of these.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import ClassVar
 
@@ -36,6 +36,9 @@ class Problem:
     what: str
     do: str = ""
     where: Where | None = None
+    id: str = field(default="", compare=False)
+    """The rule that found it, by which reports group and choose; empty where nobody chooses. Problems are equal by
+    their words and their place, whichever rule says them."""
 
     def to_json(self) -> dict[str, str | int | None]:
         """The problem as a flat JSON object; what is not known is null."""

@@ -167,6 +167,13 @@ def test_recipe_files_here_are_offered_beside_the_shipped(shell):
     assert sorted(shell.offers("vltool train", "stage3_")) == [*GKD, "stage3_mine.yaml", "stage3_old.yml"]
 
 
+def test_files_of_records_are_offered_to_check_alone(bash):
+    for name in ("stage3_train.jsonl", "stage3_mine.yaml"):
+        (bash.here / name).touch()
+    assert bash.offers("vltool check", "stage3_") == [*GKD, "stage3_mine.yaml", "stage3_train.jsonl"]
+    assert bash.offers("vltool check --recipe", "stage3_") == [*GKD, "stage3_mine.yaml"]
+
+
 def test_nothing_is_offered_for_what_begins_no_name(shell):
     (shell.here / "mine.yaml").touch()
     for words, begun in (("vltool render-config", "zz"), ("vltool", "zz"), ("vltool train", "--zz")):

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vltool.data.conversation import Prompts
-from vltool.data.dataset import CaptionDataset, scan
+from vltool.data.dataset import CaptionDataset
 from vltool.data.jsonline import DEEPEST, LONGEST_LINE
 from vltool.data.record import Record, parse_record
+from vltool.data.scan import scan
 from vltool.errors import BadContent, InvalidInput, Problem, VltoolError, Where
 
 HOW: dict[str, Any] = {
@@ -322,7 +323,7 @@ LONG = """
 import resource, sys
 from pathlib import Path
 from vltool.data.conversation import Prompts
-from vltool.data.dataset import scan
+from vltool.data.scan import scan
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 result = scan(Path(sys.argv[1]), prompts=Prompts("describe"), emit_norm="norm1000", use_summary=False, max_pixels=None,
               counter=None, max_length=4096, check_images=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 
-from vltool.data.tokens import TEXTS_AT_ONCE, TextCounter, image_tokens, render, seen_size
+from vltool.data.tokens import TEXTS_AT_ONCE, Learnt, TextCounter, image_tokens, render, seen_size
 from vltool.errors import BadContent, InvalidInput
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
@@ -150,6 +150,31 @@ def test_many_are_counted_as_each_alone(folder: Path) -> None:
     assert counted[1] == counted[0] + 1 + 2 + image_tokens(640, 480, max_pixels=640 * 120)
     with pytest.raises(BadContent, match="200 times"):
         counter.count_many([*rows, _says([{"type": "image", "image": (1, 999)}], "yes")])
+
+
+TALK = st.lists(st.text(st.characters(exclude_characters="<|>", exclude_categories=["Cs"])), min_size=2, max_size=6)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(TALK, st.booleans(), st.sampled_from(["default", "last_round", "all"]))
+def test_pieces_join_to_the_row_and_add_up_to_its_count(
+    folder: Path, texts: list[str], pictured: bool, learnt: Learnt
+) -> None:
+    counter = TextCounter.from_folder(folder)
+    texts = texts[: len(texts) // 2 * 2]
+    items = [{"type": "image", "image": (200, 100)}] if pictured else []
+    messages = _says([*items, {"type": "text", "text": texts[0]}], *texts[1:], system="s")
+    pieces = counter.pieces(messages, learnt=learnt)
+    assert "".join(piece.text for piece in pieces) == "".join(render(messages))
+    assert sum(piece.tokens for piece in pieces) == counter.count(messages)
+    assert [piece.tokens for piece in pieces if piece.image] == [image_tokens(200, 100, max_pixels=None)] * pictured
+    supervised = "".join(piece.text for piece in pieces if piece.supervised)
+    answers = {"default": texts[1::2], "last_round": texts[-1:], "all": []}[learnt]
+    if learnt == "all":
+        framed = "<|vision_start|><|image_pad|><|vision_end|>" if pictured else ""
+        assert supervised == "".join(render(messages)).replace(framed, "").removeprefix("<|im_start|>")
+    else:
+        assert supervised == "".join(f"{answer}<|im_end|>\n" for answer in answers)
 
 
 def test_a_folder_without_a_good_tokenizer_is_invalid_input(tmp_path: Path) -> None:

@@ -143,6 +143,20 @@ def test_the_loss_sees_the_answer_and_its_end_and_nothing_else(prepared):
     assert built.template.tokenizer.decode(seen) == answer + "<|im_end|>\n"
 
 
+@pytest.mark.parametrize("learnt", ["default", "last_round", "all"])
+def test_a_row_s_pieces_are_supervised_as_the_template_labels_them(learnt, prepared, tiny):
+    _, built = prepared(template={"loss_scale": learnt, "max_pixels": 256 * 256})
+    encode, counter = swift_bridge.encoder(built), TextCounter.from_folder(tiny)
+    dataset, _ = captions()
+    system, user, answer = dataset[1].messages
+    again = [{"role": "user", "content": "And now?"}, {"role": "assistant", "content": "größe 漢字"}]
+    for messages in ([system, user, answer], [system, user, answer, *again]):
+        pieces = counter.pieces(messages, max_pixels=256 * 256, learnt=learnt)
+        labels = encode(messages)["labels"]
+        supervised = [label != -100 for label in labels]
+        assert [piece.supervised for piece in pieces for _ in range(piece.tokens)] == supervised
+
+
 def test_token_counts_without_pixels_equal_the_template_s(prepared, tiny, tmp_path):
     """Every photograph, and drawn pictures of random sizes, under several limits of pixels."""
     _, built = prepared()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vltool import __version__
+from vltool.cli.check import check
 from vltool.cli.render_config import render_config
 from vltool.cli.smoke import smoke
 from vltool.cli.train import train
@@ -45,6 +46,7 @@ def _root(
 
 
 app.command()(train)
+app.command()(check)
 app.command()(render_config)
 app.command()(smoke)
 

@@ -1,4 +1,4 @@
-"""What the shell offers for an argument that names a recipe."""
+"""What the shell offers for an argument that names a recipe, or something else that is checked."""
 
 from __future__ import annotations
 
@@ -14,14 +14,23 @@ def recipe_names(incomplete: str) -> list[str]:
 
     None where a folder was begun: the shell completes paths by itself.
     """
+    return _names(incomplete, (".yaml", ".yml"))
+
+
+def target_names(incomplete: str) -> list[str]:
+    """`recipe_names`, with the files of records in the working directory."""
+    return _names(incomplete, (".yaml", ".yml", ".jsonl"))
+
+
+def _names(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     from pathlib import Path
 
     from vltool.recipe.resolve import shipped_recipes
 
     if "/" in incomplete:
         return []
-    files = (path for path in sorted(Path().glob("*.y*ml")) if path.suffix in (".yaml", ".yml") and path.is_file())
-    here = [path.name for path in files if _PLAIN.fullmatch(path.name)]
+    files = (path for path in sorted(Path().iterdir()) if path.suffix in suffixes and path.is_file())
+    here = [path.name for path in files if _PLAIN.fullmatch(path.name) and not path.name.startswith(".")]
     return [_as_typed(name) for name in (*shipped_recipes(), *here) if name.startswith(incomplete)]
 
 

@@ -11,7 +11,7 @@ from msgspec import Struct
 from vltool.data.geometry import Grid, to_grid
 from vltool.data.messages import Message
 from vltool.data.record import Object, Record, reserved_in
-from vltool.errors import BadContent, InvalidInput
+from vltool.errors import BadContent, InvalidInput, Problem
 
 
 class Prompts(Struct, frozen=True):
@@ -87,14 +87,20 @@ def assistant_text(
     if use_summary:
         if record.summary is None:
             raise BadContent(
-                "the record has no summary, which custom.use_summary trains on",
-                "add one, or train on objects with custom.use_summary: false",
+                Problem(
+                    "the record has no summary, which custom.use_summary trains on",
+                    "add one, or train on objects with custom.use_summary: false",
+                    id="record-answer",
+                )
             )
         return record.summary
     if not record.objects:
         raise BadContent(
-            "the record has no objects to describe, only a summary",
-            "add objects, train on summaries with custom.use_summary: true, or give the text as messages",
+            Problem(
+                "the record has no objects to describe, only a summary",
+                "add objects, train on summaries with custom.use_summary: true, or give the text as messages",
+                id="record-answer",
+            )
         )
     assert record.width is not None
     assert record.height is not None

@@ -61,8 +61,8 @@ class FieldReader:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
-    def say(self, what: str, do: str) -> None:
-        self.problems.append(Problem(what, do))
+    def say(self, what: str, do: str, *, rule: str = "record-field") -> None:
+        self.problems.append(Problem(what, do, id=rule))
 
     def fields(self, value: dict[str, Any], name: str, known: Sequence[str], hint: str = "") -> dict[str, Any]:
         """The fields of the object `name` that are there and not null; unknown ones are problems."""
@@ -80,7 +80,7 @@ class FieldReader:
     def whole_number(self, value: object, name: str, low: int, high: int, do: str) -> int | None:
         if type(value) is int and low <= value <= high:
             return value
-        self.say(f"{name} is {shown(value)}, not a whole number from {low} to {high}", do)
+        self.say(f"{name} is {shown(value)}, not a whole number from {low} to {high}", do, rule="record-size")
         return None
 
     def text(self, value: object, name: str, *, empty: bool = False) -> str:
@@ -89,7 +89,11 @@ class FieldReader:
             self.say(f"{name} is {shown(value)}, not a text", 'write it in double quotes: "…"')
             return ""
         if not empty and not value.strip():
-            self.say(f"{name} is {shown(value)}, an empty text", "write what the model shall say, or drop it")
+            self.say(
+                f"{name} is {shown(value)}, an empty text",
+                "write what the model shall say, or drop it",
+                rule="record-text",
+            )
         self.unreserved(value, name)
         return value
 
@@ -99,6 +103,7 @@ class FieldReader:
             self.say(
                 f"{name} contains {found}, which the model's template takes for an instruction: {shown(text)}",
                 "remove it from the text",
+                rule="record-text",
             )
 
 

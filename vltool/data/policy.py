@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from vltool.data.conversation import Prompts
 from vltool.data.record import Record
-from vltool.errors import BadContent
+from vltool.errors import BadContent, Problem
 
 KEY = "fusion"
 """Key of `metadata` under which a record that `vltool fuse` wrote brings its policy."""
@@ -42,7 +42,8 @@ def policy_of(record: Record, otherwise: Policy) -> Policy:
         return msgspec.convert(record.metadata[KEY], Policy)
     except msgspec.ValidationError as error:
         what = f"metadata.{KEY} is none that vltool fuse wrote: {error}"
-        raise BadContent(what, f"name data of your own otherwise: metadata.{KEY} says how a mixture is read") from error
+        do = f"name data of your own otherwise: metadata.{KEY} says how a mixture is read"
+        raise BadContent(Problem(what, do, id="record-field")) from error
 
 
 def capped(record: Record, most: int | None, *, seed: int, epoch: int, position: int) -> Record:

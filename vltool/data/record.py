@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from msgspec import Struct
@@ -65,9 +66,11 @@ def parse_record(line: bytes, where: Where) -> Record:
     try:
         record = reader.record(decode(line))
     except BadContent as error:
-        raise BadContent(Problem(problem.what, problem.do, where) for problem in error.problems) from None
+        raise BadContent(
+            Problem(problem.what, problem.do, where, problem.id or "record-json") for problem in error.problems
+        ) from None
     if reader.problems:
-        raise BadContent(Problem(problem.what, problem.do, where) for problem in reader.problems)
+        raise BadContent(Problem(problem.what, problem.do, where, problem.id) for problem in reader.problems)
     return record
 
 
@@ -117,11 +120,20 @@ class _RecordReader(MessageReader):
             self.say(
                 f"{' and '.join(missing)} missing; a record with objects declares the size of its image",
                 "add width and height, in pixels of the image with its EXIF orientation applied",
+                rule="record-size",
             )
         elif len(missing) == 1:
-            self.say(f"{missing[0]} missing beside the other side", "give both width and height, or neither")
+            self.say(
+                f"{missing[0]} missing beside the other side",
+                "give both width and height, or neither",
+                rule="record-size",
+            )
         elif not objects and not missing and count != 1:
-            self.say(f"width and height describe one image, and the record has {count}", "leave width and height out")
+            self.say(
+                f"width and height describe one image, and the record has {count}",
+                "leave width and height out",
+                rule="record-size",
+            )
 
     def read_objects(self, value: object, width: int | None, height: int | None) -> tuple[Object, ...]:
         if value is None:
@@ -143,11 +155,11 @@ class _RecordReader(MessageReader):
         kinds: list[Kind] = [kind for kind in KINDS if kind in fields]
         if len(kinds) != 1:
             found = f"has {len(kinds)} geometries, {' and '.join(kinds)}" if kinds else "has no geometry"
-            self.say(f"{name} {found}", "give exactly one of bbox_2d, poly and line")
+            self.say(f"{name} {found}", "give exactly one of bbox_2d, poly and line", rule="record-geometry")
         read: Points = ()
         for kind in kinds:
             read, problems = read_points(fields[kind], kind=kind, field=f"{name}.{kind}", width=width, height=height)
-            self.problems += problems
+            self.problems += [replace(problem, id="record-geometry") for problem in problems]
         for kind in ("poly", "line"):
             if f"{kind}_points" in fields:
                 self.count_of_points(fields[f"{kind}_points"], fields.get(kind), f"{name}.{kind}_points", kind)
@@ -156,9 +168,14 @@ class _RecordReader(MessageReader):
     def count_of_points(self, declared: object, numbers: object, name: str, kind: str) -> None:
         if not isinstance(numbers, list):
             if numbers is None:
-                self.say(f"{name} is {shown(declared)}, and there is no {kind}", f"drop {kind}_points")
+                self.say(
+                    f"{name} is {shown(declared)}, and there is no {kind}",
+                    f"drop {kind}_points",
+                    rule="record-geometry",
+                )
         elif type(declared) is not int or declared != len(numbers) // 2:
             self.say(
                 f"{name} is {shown(declared)}, but {kind} has {len(numbers) // 2} points",
                 f"correct one of them, or drop {kind}_points",
+                rule="record-geometry",
             )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vltool.data.conversation import Prompts, build_messages
-from vltool.data.dataset import check_size, limited, placed, seen
+from vltool.data.dataset import check_size, limited, seen
 from vltool.data.geometry import Grid
 from vltool.data.images import check_file, image_header, is_path
 from vltool.data.index import JsonlIndex
@@ -96,7 +96,7 @@ def scan(
                     too_long.append(position)
                     found.append(_too_long(tokens, max_length, where))
         except BadContent as error:
-            found.extend(placed(error, where))
+            found.extend(_ruled(error, "record-image", where))
         if found:
             bad.append(position)
             count += len(found)
@@ -118,7 +118,10 @@ def _sizes(
             if read_headers:
                 header = image_header(ref, folder=folder, root=root)
                 size = header.width, header.height
-                check_size(record, size, ref, folder, root)
+                try:
+                    check_size(record, size, ref, folder, root)
+                except BadContent as error:
+                    raise BadContent(_ruled(error, "record-size")) from error
                 seen_size(*size, max_pixels=max_pixels)
                 sizes.append(size)
             elif is_path(ref):
@@ -137,4 +140,10 @@ def _too_long(tokens: int, limit: int, where: Where) -> Problem:
         f"the record is {tokens} tokens long, over the limit of {limit}",
         "raise global_max_length, lower template.max_pixels, shorten the record, or set template.truncation_strategy",
         where,
+        "record-length",
     )
+
+
+def _ruled(error: BadContent, rule: str, where: Where | None = None) -> Iterator[Problem]:
+    """An error's problems, those of no rule as found by this one, those without a place at this one."""
+    return (Problem(problem.what, problem.do, problem.where or where, problem.id or rule) for problem in error.problems)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec import Struct
 
@@ -13,6 +13,9 @@ from vltool.data.dataset import CaptionDataset
 from vltool.data.policy import Policy
 from vltool.data.samples import OneAfterTheOther, Samples
 from vltool.recipe.schema import Augmentation
+
+if TYPE_CHECKING:
+    from vltool.data.augment.policy import Augmenter
 
 
 class DatasetPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,15 +66,21 @@ def training_samples(data: DataPlan, arguments: dict[str, Any], *, processes: in
     counted = [CaptionDataset(Path(part.jsonl), **data.reading(part), skip=part.skip) for part in data.train]
     shuffled = arguments.get("train_dataloader_shuffle", True)
     order = OneAfterTheOther([len(part) for part in counted], seed=seed if shuffled else None)
-    if data.augmentation is None:
-        return Samples(counted, order)
-    from vltool.data.augment.policy import Augmenter
-
-    samples, a_step = _length(arguments, len(order), processes)
-    augmenter = Augmenter(data.augmentation, seed=seed, samples=samples, samples_a_step=a_step)
+    augmenter = augmenter_of(data, arguments, epoch=len(order), processes=processes)
     for part in counted:
         part.augmenter = augmenter
     return Samples(counted, order)
+
+
+def augmenter_of(data: DataPlan, arguments: dict[str, Any], *, epoch: int, processes: int) -> Augmenter | None:
+    """What augments the training samples of a run, an epoch of which has so many; None where nothing does."""
+    if data.augmentation is None:
+        return None
+    # OpenCV and shapely come with it, and a light install has neither.
+    from vltool.data.augment.policy import Augmenter
+
+    samples, a_step = run_length(arguments, epoch, processes)
+    return Augmenter(data.augmentation, seed=arguments.get("data_seed") or 0, samples=samples, samples_a_step=a_step)
 
 
 def validation_samples(data: DataPlan) -> Samples | None:
@@ -80,7 +89,7 @@ def validation_samples(data: DataPlan) -> Samples | None:
     return Samples(parts, OneAfterTheOther([len(part) for part in parts], seed=None)) if parts else None
 
 
-def _length(arguments: dict[str, Any], epoch: int, processes: int) -> tuple[int, int]:
+def run_length(arguments: dict[str, Any], epoch: int, processes: int) -> tuple[int, int]:
     """Samples of the whole run, and of an optimizer step, where an epoch has so many."""
     a_step = (
         arguments.get("per_device_train_batch_size", 1) * arguments.get("gradient_accumulation_steps", 1) * processes

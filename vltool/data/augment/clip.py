@@ -54,8 +54,7 @@ def _extent(points: Points) -> float:
 def signed_area(points: Points) -> float:
     """Square pixels of a polygon, positive where it runs clockwise on screen."""
     following = points[1:] + points[:1]
-    doubled: float = sum(x * next_y - next_x * y for (x, y), (next_x, next_y) in zip(points, following, strict=True))
-    return doubled / 2
+    return math.fsum(x * b - a * y for (x, y), (a, b) in zip(points, following, strict=True)) / 2
 
 
 def _clipped_box(item: Object, width: float, height: float) -> Kept | None:

@@ -1,0 +1,172 @@
+"""Findings on records: each file is scanned once, as training would read it, with every image's header."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vltool.audit.finding import Finding, Severity
+from vltool.audit.targets import Records
+from vltool.data.index import JsonlIndex
+from vltool.data.scan import Scan, scan
+from vltool.errors import BadContent, Where
+from vltool.run.preview import Part
+from vltool.run.variants import variants_of
+
+RULES: dict[str, str] = {
+    "recipe-note": "a recipe says something in an old spelling, or twice",
+    "records-none": "a file holds no record",
+    "records-unlisted": "a file has more problems than are listed",
+    "records-unusable": "not one record of a file can be used",
+    "record-json": "a line is not one JSON object in UTF-8",
+    "record-field": "a field is unknown, missing, of the wrong type, or contradicts another",
+    "record-size": "width or height is missing, impossible, or not the image's",
+    "record-geometry": "a box, polygon or polyline is malformed, leaves the image, or is not exactly one",
+    "record-text": "a text is empty, or holds what the model's template takes for an instruction",
+    "record-image": "an image is missing, damaged, too large, too thin, or none",
+    "record-answer": "a record has nothing of what the recipe trains on",
+    "record-length": "a record has more tokens than the length knob allows",
+}
+"""Ids of all findings on records and what each means."""
+
+LONGEST_EVIDENCE = 120
+"""Characters of a record that are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A file of records and what was found in it."""
+
+    records: Records
+    scan: Scan | None
+    """None for a file without a record."""
+    findings: list[Finding]
+
+    def summary(self) -> str:
+        """One line: how many records, how many of them are bad, the longest."""
+        if self.scan is None:
+            return f"{self.records.jsonl}: no record"
+        parts = [f"{self.scan.records:,} record{'s' * (self.scan.records != 1)}"]
+        parts.append(f"{len(self.scan.bad):,} with problems" if self.scan.bad else "all good")
+        if self.scan.longest is not None:
+            tokens, where = self.scan.longest
+            parts.append(f"the longest {tokens:,} of {self.records.max_length:,} tokens (line {where.line})")
+        return f"{self.records.jsonl}: {', '.join(parts)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The file's numbers; what is not known is null."""
+        seen, longest = self.scan, self.scan.longest if self.scan else None
+        return {
+            "file": str(self.records.jsonl),
+            "split": self.records.split,
+            "records": seen.records if seen else 0,
+            "bad": len(seen.bad) if seen else 0,
+            "too_long": len(seen.too_long) if seen else 0,
+            "problems": seen.problem_count if seen else 0,
+            "max_length": self.records.max_length if self.records.counter else None,
+            "longest": {"tokens": longest[0], "line": longest[1].line} if longest else None,
+        }
+
+    def part(self, findings: Sequence[Finding], *, variants: int, epoch: int) -> Part | None:
+        """The file as a preview shows it, with those of the findings that lie in it; None without a record.
+
+        variants: how many augmented ones of each training record. epoch: samples of an epoch of its run.
+        """
+        if self.scan is None:
+            return None
+        at: dict[int, list[Finding]] = {}
+        for finding in findings:
+            if finding.where and finding.where.line and finding.where.file == str(self.records.jsonl):
+                at.setdefault(finding.where.line, []).append(finding)
+        records = self.records
+        drawn = None
+        if records.plan is not None and records.split == "train":
+            drawn = variants_of(records.plan, records.policy, epoch=epoch, count=variants)
+        return Part(
+            jsonl=records.jsonl,
+            label=" · ".join(filter(None, (records.split, records.policy.dataset))),
+            reading=records.reading,
+            counter=records.counter,
+            max_length=records.max_length,
+            learnt=records.learnt,
+            records=self.scan.records,
+            bad=self.scan.bad,
+            remarks=at,
+            variants=drawn,
+        )
+
+
+def parts_of(judged: Sequence[Judged], findings: Sequence[Finding], *, variants: int) -> list[Part]:
+    """What a preview shows of judged files, as for `Judged.part`."""
+    parts = []
+    for one in judged:
+        together = [each for each in judged if each.records.plan is one.records.plan and each.records.split == "train"]
+        epoch = sum(each.scan.records for each in together if each.scan)
+        if (part := one.part(findings, variants=variants, epoch=epoch)) is not None:
+            parts.append(part)
+    return parts
+
+
+def judge(records: Records, *, progress: Callable[[int, int], None] | None = None) -> Judged:
+    """Scan a file and turn its problems into findings.
+
+    Those of single records are errors, or warnings where training leaves bad records out. Raises InvalidInput
+    for a file that is absent or cannot be read.
+    """
+    place = Where(str(records.jsonl))
+    try:
+        seen = scan(
+            records.jsonl,
+            **records.reading,
+            counter=records.counter,
+            max_length=records.max_length,
+            check_images=True,
+            progress=progress,
+        )
+    except BadContent as error:
+        return Judged(
+            records,
+            None,
+            [
+                Finding(id="records-none", severity="error", what=problem.what, where=place, remedy=problem.do)
+                for problem in error.problems
+            ],
+        )
+    severity: Severity = "warning" if records.skips_bad else "error"
+    evidence = _evidence(records, seen)
+    findings = [
+        Finding(
+            id=problem.id,
+            severity=severity,
+            what=problem.what,
+            where=problem.where,
+            evidence=evidence.get((problem.where or place).line or 0, ""),
+            remedy=problem.do,
+        )
+        for problem in seen.problems
+    ]
+    if more := seen.problem_count - len(seen.problems):
+        what = f"{more} more problems were counted and are not listed"
+        remedy = "mend those that are, and check again"
+        findings.append(Finding(id="records-unlisted", severity=severity, what=what, where=place, remedy=remedy))
+    if len(seen.bad) == seen.records:
+        what = f"not one of {seen.records} records can be used"
+        findings.append(Finding(id="records-unusable", severity="error", what=what, where=place))
+    return Judged(records, seen, findings)
+
+
+def _evidence(records: Records, seen: Scan) -> dict[int, str]:
+    """Line -> the beginning of the record there, for the lines that have a problem."""
+    lines = {problem.where.line for problem in seen.problems if problem.where and problem.where.line}
+    if not lines:
+        return {}
+    index = JsonlIndex(records.jsonl)
+    shown: dict[int, str] = {}
+    for line in lines:
+        # Blank lines count as lines: a record stands at its position or below.
+        position = bisect_left(range(len(index)), line, key=lambda at: index.where(at).line or 0)
+        text = index.read(position)[0][: 4 * LONGEST_EVIDENCE].decode(errors="replace")
+        shown[line] = text if len(text) <= LONGEST_EVIDENCE else text[: LONGEST_EVIDENCE - 1] + "…"
+    return shown

@@ -1,0 +1,78 @@
+"""Findings: what an audit has to say, how bad it is, where, by what evidence, and what to do about it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vltool.errors import InvalidInput, Problem, Where, nearest
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+"""The worst first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that a rule found."""
+
+    id: str
+    """The rule's; it stays the same from version to version, so that scripts can choose by it."""
+    severity: Severity
+    what: str
+    where: Where | None = None
+    evidence: str = ""
+    """What it was seen by, such as the beginning of the record."""
+    remedy: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as a flat JSON object; what is not known is null."""
+        where = self.where or Where("")
+        place = {"file": where.file or None, "line": where.line, "column": where.column}
+        told = {"what": self.what, "evidence": self.evidence or None, "remedy": self.remedy or None}
+        return {"id": self.id, "severity": self.severity, **told, **place}
+
+
+def arranged(findings: Iterable[Finding]) -> list[Finding]:
+    """The worst first, each rule's together, in the order of files and lines."""
+    return sorted(
+        findings,
+        key=lambda finding: (
+            SEVERITIES.index(finding.severity), finding.id, finding.where.file if finding.where else "",
+            (finding.where.line or 0) if finding.where else 0,
+        ),
+    )  # fmt: skip
+
+
+def chosen(
+    findings: Iterable[Finding], *, known: Collection[str], only: Sequence[str] = (), ignore: Sequence[str] = ()
+) -> list[Finding]:
+    """The findings of the rules in `only` (of all, where it is empty), but for those in `ignore`.
+
+    known: ids of all rules. Raises InvalidInput for an id that no rule has.
+    """
+    if unknown := [name for name in (*only, *ignore) if name not in known]:
+        raise InvalidInput(
+            Problem(
+                f"no rule has the id {name}",
+                f"did you mean {close}?"
+                if (close := nearest(name, known))
+                else f"known are {', '.join(sorted(known))}",
+            )
+            for name in dict.fromkeys(unknown)
+        )
+    return [finding for finding in findings if (not only or finding.id in only) and finding.id not in ignore]
+
+
+def failed(findings: Iterable[Finding], *, strict: bool) -> bool:
+    """Whether there is an error among them, or, where `strict`, a warning."""
+    bad = {"error", "warning"} if strict else {"error"}
+    return any(finding.severity in bad for finding in findings)
+
+
+def by_severity(findings: Iterable[Finding]) -> dict[Severity, int]:
+    """How many there are of each severity, the worst first."""
+    counted = Counter(finding.severity for finding in findings)
+    return {severity: counted[severity] for severity in SEVERITIES}
