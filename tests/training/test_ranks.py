@@ -107,6 +107,11 @@ def test_two_processes_take_the_steps_of_one(recipe, runs, records, tmp_path):
         return runs(RECIPES[recipe], name, training=wanted, data=IN_ORDER, custom=data, **sections)
 
     one = run("one", 4)
+    for split in ("train", "eval"):
+        by_geometry = {
+            f"{split}/{name}_{kind}" for name in ("sft_loss", "token_acc") for kind in ("bbox", "poly", "line")
+        }
+        assert any(by_geometry <= row.keys() for row in metrics(one)), "what follows compares what rows hold"
     # Everything under every strategy; full tuning, whose head trains, where parameters are in shards.
     for name, strategy in STRATEGIES.items():
         if recipe != "full" or name == "ZeRO-3":

@@ -34,6 +34,7 @@ def weights(run):
 
 def numbers(rows):
     names = ("train/loss", "train/llm_kd_loss", "train/grad_norm", "eval/loss", "eval/llm_kd_loss")
+    names += ("train/sft_loss_bbox", "eval/sft_loss_poly")
     return {(row["step"], name): row[name] for row in rows for name in names if name in row}
 
 
@@ -62,7 +63,7 @@ def test_shared_separate_and_cached_teachers_train_the_same_weights(trained, tin
         for key, tensor in got.items():
             torch.testing.assert_close(tensor, wanted[key], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         assert numbers(run.rows) == pytest.approx(numbers(shared.rows), abs=1e-5), name
-    assert len(numbers(shared.rows)) == 11
+    assert len(numbers(shared.rows)) == 15
 
 
 def test_a_cache_is_written_once_and_needs_no_teacher_then(trained, tmp_path, monkeypatch):

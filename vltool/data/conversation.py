@@ -69,6 +69,11 @@ def _content(message: Message, images: Any) -> str | list[dict[str, Any]]:
     return [next(images) if item.type == "image" else {"type": "text", "text": item.text} for item in message.content]
 
 
+def answers_with_objects(record: Record, *, use_summary: bool | None) -> bool:
+    """Whether `assistant_text` is the record's objects as JSON."""
+    return record.messages is None and (bool(record.objects) if use_summary is None else not use_summary)
+
+
 def assistant_text(
     record: Record, *, emit_norm: Grid, use_summary: bool | None, seen_size: tuple[int, int] | None
 ) -> str:
@@ -82,9 +87,7 @@ def assistant_text(
     if record.messages is not None:
         content = record.messages[-1].content
         return content if isinstance(content, str) else "".join(item.text for item in content)
-    if use_summary is None:
-        use_summary = not record.objects
-    if use_summary:
+    if not answers_with_objects(record, use_summary=use_summary):
         if record.summary is None:
             raise BadContent(
                 Problem(

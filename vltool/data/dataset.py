@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vltool.data.conversation import Prompts, build_messages
+from vltool.data.conversation import Prompts, answers_with_objects, build_messages
 from vltool.data.geometry import Grid, Kind
+from vltool.data.geometry_spans import Span, geometry_spans
 from vltool.data.images import image_header, load_image
 from vltool.data.index import JsonlIndex
 from vltool.data.policy import Policy, capped, policy_of
@@ -49,6 +50,8 @@ class Sample:
     where: Where
     change: Change | None = None
     """None where nothing augments."""
+    geometry: tuple[Span, ...] = ()
+    """Where the coordinates stand in the answer; () for one that is not written from objects."""
 
 
 class Standing(NamedTuple):
@@ -134,7 +137,8 @@ class CaptionDataset:
             )
         except BadContent as error:
             raise BadContent(placed(error, where)) from error
-        return Sample(messages, where, change)
+        described = answers_with_objects(record, use_summary=self._use_summary)
+        return Sample(messages, where, change, geometry_spans(messages[-1]["content"]) if described else ())
 
     def _changed(
         self, record: Record, images: list[Image.Image], standing: Standing, policy: Policy

@@ -5,19 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from vltool.data.dataset import Change, Sample
+from vltool.data.geometry_spans import Span
 from vltool.data.samples import Draw, Samples
 from vltool.errors import BadContent, Problem, Where
 from vltool.training.chunks import TopK
 from vltool.training.generate import prompt_of
+from vltool.training.geometry_tokens import GEOMETRY, collated
 from vltool.training.losses import IGNORE
 from vltool.training.teacher_cache import TeacherCache
 
@@ -37,6 +39,10 @@ _CHANGE = "vltool_change"
 
 _TAUGHT = "taught"
 """The same of one sample, before it is in a batch."""
+_NOT_FOR_THE_MODEL = {
+    FACTS, PROMPTS, GEOMETRY, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel",
+    *TAUGHT.values(),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +104,11 @@ class BlankImage:
         return longer
 
 
-Encode = Callable[[list[dict[str, Any]]], dict[str, Any]]
-"""Messages -> input ids, labels, pixel values of one sample. Raises BadContent without a place."""
+class Encode(Protocol):
+    """Messages -> input ids, labels, pixel values of one sample."""
+
+    def __call__(self, messages: list[dict[str, Any]], geometry: Sequence[Span] = ()) -> dict[str, Any]:
+        """geometry: where coordinates stand in the last message. Raises BadContent without a place."""
 
 
 class EncodedRecords(Dataset[dict[str, Any]]):
@@ -151,13 +160,13 @@ class EncodedRecords(Dataset[dict[str, Any]]):
 
     def _encoded(self, sample: Sample, at: Draw | int) -> tuple[dict[str, Any], Change | None]:
         try:
-            return self._encode(sample.messages), sample.change
+            return self._encode(sample.messages, sample.geometry), sample.change
         except BadContent:
             if sample.change is None or isinstance(at, int):
                 raise
             # The audit knows that the record fits as it is; a draw that made it too long or too thin ends no run.
             plain = self._samples.plain(at)
-            return self._encode(plain.messages), plain.change
+            return self._encode(plain.messages, plain.geometry), plain.change
 
     def close(self) -> None:
         """The run is over: workers may be ended by a signal again."""
@@ -194,10 +203,15 @@ class Collator:
         )
         # Prompts first: padding works on the samples themselves.
         prompts = {PROMPTS: Prompts(tuple(map(_placed_prompt, samples)))} if self._keeps_prompts else {}
-        taught = _taught(samples)
+        beside = prompts | _taught(samples) | collated(samples)
         if not facts.patches:
             samples = [self._blank.after(samples[0]), *samples[1:]]
-        return self._pad(samples) | {FACTS: facts} | prompts | taught
+        return self._pad(samples) | {FACTS: facts} | beside
+
+
+def for_the_model(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch the model takes."""
+    return {name: value for name, value in batch.items() if name not in _NOT_FOR_THE_MODEL}
 
 
 def taught_in(batch: Mapping[str, Any]) -> TopK | None:

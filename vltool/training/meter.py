@@ -13,6 +13,7 @@ from torch import Tensor
 from vltool.data.dataset import Change
 from vltool.run.distillation import DistillationPlan, Source
 from vltool.training.changes import COUNTED, counts, shares
+from vltool.training.geometry_tokens import GEOMETRIES
 from vltool.training.losses import DistillationLoss
 from vltool.training.ranks import Ranks
 from vltool.training.vision_kd import enabled_components
@@ -46,6 +47,7 @@ class Meter:
         self._plan = kd
         self._components = () if kd is None or kd.visual is None else enabled_components(kd.visual)
         self._sums: dict[str, Tensor] = {}
+        self._geometries: Tensor | None = None
         self._counts = dict.fromkeys(("batches", "patches", "answers", "read_answers"), 0)
         self._changes: Counter[str] = Counter()
 
@@ -62,6 +64,8 @@ class Meter:
             self._sum("ce", text.ce_sum)
             self._sum("correct", text.correct)
             self._sum("entropy", text.entropy_sum)
+        if text.groups is not None:
+            self._geometries = text.groups if self._geometries is None else self._geometries + text.groups
         if not with_kd:
             return
         self._sum(f"kd/{source}", text.kd_sum)
@@ -87,8 +91,12 @@ class Meter:
         """All sums, over all processes."""
         names = ["loss", "ce", "correct", "entropy", *(f"vision/{name}" for name in self._components)]
         names += [f"{kind}/{source}" for kind in ("tokens", "kd", "kd_tokens") for source in SOURCES]
+        names += [f"{kind}/{geometry}" for kind in ("ce", "correct", "tokens") for geometry in GEOMETRIES]
         mine = torch.stack(list(self._sums.values())).tolist() if self._sums else []
         known = dict(zip(self._sums, mine, strict=True)) | self._counts | self._changes
+        if self._geometries is not None:
+            for geometry, (ce, _, _, correct, tokens) in zip(GEOMETRIES, self._geometries[1:].tolist(), strict=True):
+                known |= {f"ce/{geometry}": ce, f"correct/{geometry}": correct, f"tokens/{geometry}": tokens}
         names += [*self._counts, *COUNTED]
         return dict(zip(names, ranks.total([float(known.get(name, 0.0)) for name in names]), strict=True))
 
@@ -99,6 +107,8 @@ class Meter:
         llm_kd_loss and vision_kd_loss are weighted; the latter's components stand beside it, and where text is
         sampled the former's sources and their shares of the tokens. sft_loss, token_acc and entropy (of the
         student's distribution, in nats) are those of text that the student did not write, and absent without any.
+        sft_loss_bbox, token_acc_bbox, and so of poly and line, are those of the dataset's coordinates of that kind,
+        and absent without any.
         teacher_cached is the share of the teacher's answers that its cache knew.
         parts: take the text's loss as the sum of its parts, for evaluation, where the divergence is measured on some
         batches only; otherwise as it was trained on. Empty without any batch.
@@ -113,6 +123,10 @@ class Meter:
         if written or not tokens["student"]:
             named = {"sft_loss": "ce", "token_acc": "correct", "entropy": "entropy"}
             means |= {name: sums[summed] / max(written, 1.0) for name, summed in named.items()}
+        for geometry in GEOMETRIES:
+            if count := sums[f"tokens/{geometry}"]:
+                means[f"sft_loss_{geometry}"] = sums[f"ce/{geometry}"] / count
+                means[f"token_acc_{geometry}"] = sums[f"correct/{geometry}"] / count
         if not parts:
             means |= shares(sums)
         if plan is None:

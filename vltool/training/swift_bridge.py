@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from swift.trainers import Seq2SeqTrainer
 from swift.trainers.patcher import PrinterCallbackNew, ProgressCallbackNew
 from swift.utils import disable_deepspeed_zero3, unwrap_model_for_generation
 
+from vltool.data.geometry_spans import Span
+from vltool.data.tokens import render
 from vltool.errors import BadContent, InvalidInput, MissingOnHost, Problem
 from vltool.recipe.swift_keys import swift_table
 from vltool.run.arguments import ALWAYS
 from vltool.run.plan import RunPlan
-from vltool.training.collate import BlankImage
+from vltool.training.collate import BlankImage, Encode
+from vltool.training.geometry_tokens import GEOMETRY, number_tokens
 from vltool.training.pissa import take_up
 from vltool.training.quantized import keep_packed, packed_among
 
@@ -172,15 +175,15 @@ def build_teacher(plan: RunPlan, prepared: Prepared) -> Any:
     return teacher.requires_grad_(False).eval()
 
 
-def encoder(prepared: Prepared) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """A function that turns messages into one sample's input ids, labels and pixel values.
+def encoder(prepared: Prepared) -> Encode:
+    """A function that turns messages into one sample's input ids, labels, pixel values and numbers of geometries.
 
     It raises BadContent for a sample that is too long, whose image placeholders and images do not agree,
     or that leaves the loss nothing to see.
     """
     template = prepared.template
 
-    def encode(messages: list[dict[str, Any]]) -> dict[str, Any]:
+    def encode(messages: list[dict[str, Any]], geometry: Sequence[Span] = ()) -> dict[str, Any]:
         try:
             encoded: dict[str, Any] = template.encode({"messages": messages}, return_length=True)
         except MaxLengthError as error:
@@ -196,7 +199,8 @@ def encoder(prepared: Prepared) -> Callable[[list[dict[str, Any]]], dict[str, An
             raise BadContent(f"the text holds {placeholders} image tokens, its images make {wanted}")
         if all(label == -100 for label in encoded["labels"]):
             raise BadContent("the loss sees no token of the record", "give it an assistant's answer")
-        return encoded
+        numbers = number_tokens(template.tokenizer, render(messages)[-1], geometry, encoded["labels"])
+        return encoded | {GEOMETRY: numbers}
 
     return encode
 

@@ -21,8 +21,9 @@ from vltool.run.distillation import DistillationPlan, Source
 from vltool.training.adalora import orthogonality
 from vltool.training.checkpoints import CheckpointingTrainer
 from vltool.training.chunks import TopK
-from vltool.training.collate import FACTS, PROMPTS, TAUGHT, BlankImage, Collator, raise_failure, taught_in
+from vltool.training.collate import FACTS, BlankImage, Collator, for_the_model, raise_failure, taught_in
 from vltool.training.generate import draw_source
+from vltool.training.geometry_tokens import GEOMETRIES, numbered
 from vltool.training.loader import Batches
 from vltool.training.losses import IGNORE, distillation_loss
 from vltool.training.meter import Losses, Meter
@@ -34,14 +35,6 @@ from vltool.training.teacher import HeadTap, Teacher, evaluating, gathered
 from vltool.training.teacher_cache import likeliest, split_by_record
 from vltool.training.vision_kd import FeatureTap, vision_terms
 from vltool.training.window import Window
-
-_NOT_FOR_THE_MODEL = frozenset(
-    {FACTS, PROMPTS, "labels", "compute_loss_func", "loss_scale", "text_position_ids", "channel", *TAUGHT.values()}
-)
-
-
-def _for_the_model(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
 
 
 class CaptionTrainer(CheckpointingTrainer):
@@ -151,7 +144,7 @@ class CaptionTrainer(CheckpointingTrainer):
     def _losses(self, model: Any, inputs: Mapping[str, Any], label_tokens: float | None, *, with_kd: bool) -> Losses:
         """What a batch comes to. label_tokens: those of the optimizer step; None takes the batch for all of it."""
         labels_BS, facts, plan = inputs["labels"], inputs[FACTS], self._distillation
-        model_inputs = _for_the_model(inputs)
+        model_inputs = for_the_model(inputs)
         visual = plan.visual if plan is not None and with_kd else None
         watching = self._teacher.watching() if self._teacher is not None and with_kd else nullcontext()
         with self._features.listening() as student, watching:
@@ -197,6 +190,8 @@ class CaptionTrainer(CheckpointingTrainer):
                 temperature=1.0 if plan is None else plan.kd_temperature,
                 ce_weight=ce_weight,
                 kd_weight=0.0 if plan is None else plan.llm_kd_weight,
+                group_N=numbered(inputs, labels_N),
+                group_count=1 + len(GEOMETRIES),
                 denominator=label_tokens,
                 chunk_tokens=512 if hidden_BSH.is_cuda else 128,
             )
@@ -210,7 +205,7 @@ class CaptionTrainer(CheckpointingTrainer):
         inputs = self._prepare_inputs(dict(batch))
         labels_BS = inputs["labels"]
         with torch.no_grad(), self.accelerator.autocast():
-            hidden_BSH, head_VH = self._teacher.hidden_and_head(_for_the_model(inputs))
+            hidden_BSH, head_VH = self._teacher.hidden_and_head(for_the_model(inputs))
         with torch.no_grad(), gathered(head_VH):
             topk = likeliest(
                 hidden_BSH[:, :-1][labels_BS[:, 1:] != IGNORE],

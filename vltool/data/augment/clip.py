@@ -47,7 +47,7 @@ def _inside(points: Points, width: float, height: float) -> bool:
 
 def _extent(points: Points) -> float:
     """Square pixels of the box around some points; not of what they enclose, which may cross itself."""
-    xs, ys = zip(*points, strict=True)
+    xs, ys = [x for x, _ in points], [y for _, y in points]
     return (max(xs) - min(xs)) * (max(ys) - min(ys))
 
 
