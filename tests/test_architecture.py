@@ -41,7 +41,7 @@ THIRD_PARTY = {
     "errors": set(),
     "recipe": {"ruamel", "msgspec"},
     "checkpoint": {"msgspec", "numpy"},
-    "data": {"msgspec", "numpy", "PIL", "tokenizers", "cv2", "shapely"},
+    "data": {"msgspec", "numpy", "PIL", "tokenizers", "cv2", "shapely", "zstandard"},
     "run": {"msgspec"},
     "audit": {"msgspec"},
     "cli": {"typer", "rich"},
@@ -122,7 +122,8 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["check", "--help"], ["smoke", "--help"], ["--version"]]
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("train", "check", "fuse", "smoke")), ["--version"]],
 )
 def test_help_loads_nothing_heavy(arguments):
     code = (

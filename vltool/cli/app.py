@@ -10,6 +10,7 @@ import typer
 
 from vltool import __version__
 from vltool.cli.check import check
+from vltool.cli.fuse import fuse
 from vltool.cli.render_config import render_config
 from vltool.cli.smoke import smoke
 from vltool.cli.train import train
@@ -47,6 +48,7 @@ def _root(
 
 app.command()(train)
 app.command()(check)
+app.command()(fuse)
 app.command()(render_config)
 app.command()(smoke)
 

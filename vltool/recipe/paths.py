@@ -47,17 +47,22 @@ def anchor_paths(tree: MapNode, folders: Mapping[str, Path], cwd: Path, problems
 
 def _read(key: str, text: str, folder: Path) -> str:
     if key in PROMPTS:
-        return _prompt(key, text, folder) if _names_a_file(text, folder) else text
+        return read_prompt(key, text, folder)
     if text == "":
         raise InvalidInput(Problem(f"{key} is an empty text", "name a path; for none write null, or drop the quotes"))
     if key == "deepspeed.config" and not (text.endswith(".json") or "/" in text):
         return text
     if key == "training.resume_from_checkpoint" and text == "auto":
         return text
-    path = _absolute(key, text, folder)
+    path = absolute(key, text, folder)
     if key in HUB_IDS and text[0] not in "./~" and text.count("/") <= 1 and not exists(path):
         return text
     return str(path)
+
+
+def read_prompt(key: str, text: str, folder: Path) -> str:
+    """A prompt, read from its file where `text` names one; raises InvalidInput, without a place."""
+    return _prompt(key, text, folder) if _names_a_file(text, folder) else text
 
 
 def _names_a_file(prompt: str, folder: Path) -> bool:
@@ -67,7 +72,8 @@ def _names_a_file(prompt: str, folder: Path) -> bool:
     return " " not in prompt or exists(folder / prompt)
 
 
-def _absolute(key: str, text: str, folder: Path) -> Path:
+def absolute(key: str, text: str, folder: Path) -> Path:
+    """The path that `text` means in a file of `folder`; raises InvalidInput, without a place."""
     try:
         path = folder / Path(text).expanduser()
     except RuntimeError as error:
@@ -98,7 +104,7 @@ def is_link(path: Path) -> bool:
 
 
 def _prompt(key: str, text: str, folder: Path) -> str:
-    path = _absolute(key, text, folder)
+    path = absolute(key, text, folder)
     try:
         prompt = path.read_bytes().decode()
     except OSError as error:
