@@ -358,7 +358,6 @@ def test_a_key_that_is_honoured_is_never_refused_by_what_cannot_be_done(name, ho
 
 VISUAL = {"enabled": True, "vit": {"enabled": True}}
 FEATURES = {
-    "custom.fusion_config": ({"custom": {"fusion_config": "f.yaml", "train_jsonl": None}}, {}),
     "training.packing": ({"training": {"packing": True}}, {"training": {"packing": False}}),
     "tuner.init_weights": (
         {"tuner": {"tuner_type": "adalora", "lora_rank": None, "use_dora": None, "init_weights": "pissa"}},

@@ -9,6 +9,7 @@ from typing import Any
 
 from vltool.audit.finding import Finding, Severity
 from vltool.audit.targets import Records
+from vltool.data.fusion import plan_mixture
 from vltool.data.index import JsonlIndex
 from vltool.data.scan import Scan, scan
 from vltool.errors import BadContent, Where
@@ -103,7 +104,9 @@ def parts_of(judged: Sequence[Judged], findings: Sequence[Finding], *, variants:
     parts = []
     for one in judged:
         together = [each for each in judged if each.records.plan is one.records.plan and each.records.split == "train"]
-        epoch = sum(each.scan.records for each in together if each.scan)
+        counts = [each.scan.records if each.scan else 0 for each in together]
+        fusion = one.records.plan.data.fusion if one.records.plan else None
+        epoch = sum(counts) if fusion is None or not sum(counts) else len(plan_mixture(fusion, counts, seed=0))
         if (part := one.part(findings, variants=variants, epoch=epoch)) is not None:
             parts.append(part)
     return parts

@@ -14,6 +14,10 @@ from vltool.data.conversation import Prompts, build_messages
 from vltool.data.index import JsonlIndex
 from vltool.data.record import parse_record
 from vltool.errors import BadContent, InvalidInput, RunFailed
+from vltool.recipe.fusion import FusionDataset, load_fusion
+from vltool.recipe.load import ScalarNode
+from vltool.recipe.paths import anchor_paths
+from vltool.recipe.resolve import resolve_files
 from vltool.recipe.validate import load_recipe
 from vltool.run import launch
 from vltool.run.evidence import to_json
@@ -64,7 +68,7 @@ def run_smoke(
         overlays = ["smoke", str(_place(Path(scratch), keep))]
         model = (keep or Path(scratch)) / "tiny-qwen3-vl"
         if tiny:
-            overlays.append(str(_tiny_overlay(Path(scratch), model)))
+            overlays.append(str(_tiny_overlay(Path(scratch), model, _photographs_mixed(recipe, Path(scratch)))))
         if tiny or nproc is not None:
             overlays.append(str(_processes(Path(scratch), nproc or 1)))
         resolved = load_recipe(recipe, overlays=overlays)
@@ -110,9 +114,37 @@ def _processes(scratch: Path, nproc: int) -> Path:
     return overlay
 
 
-def _tiny_overlay(scratch: Path, model: Path) -> Path:
+def _photographs_mixed(recipe: str, scratch: Path) -> Path | None:
+    """The mixture of a recipe with the photographs in the place of every file; None where the recipe has none.
+
+    Raises InvalidInput for one that cannot be read.
+    """
+    resolved = resolve_files(recipe, base_config=None, overlays=(), env=None)
+    tree = anchor_paths(resolved.tree, resolved.folders, Path.cwd(), [])
+    node = tree.find("custom", "fusion_config")
+    if not isinstance(node, ScalarNode) or not isinstance(node.value, str) or not node.value:
+        return None
+    fusion = load_fusion(node.value)
+
+    def entry(dataset: FusionDataset) -> dict[str, Any]:
+        kept = {
+            name: value
+            for name in ("name", "ratio", "user_prompt", "system_prompt", "augmentation_enabled", "curriculum_enabled")
+            if (value := getattr(dataset, name)) is not None
+        }
+        own = {"train_jsonl": str(DEMO_JSONL), "max_objects_per_image": dataset.max_objects_per_image or "all"}
+        return kept | own | ({"val_jsonl": str(DEMO_JSONL)} if dataset.role == "target" else {})
+
+    mixed = scratch / "mixture.json"
+    targets, sources = [entry(one) for one in fusion.targets], [entry(one) for one in fusion.sources]
+    mixed.write_bytes(to_json({"targets": targets, "sources": sources}))
+    return mixed
+
+
+def _tiny_overlay(scratch: Path, model: Path, mixture: Path | None) -> Path:
     """An overlay that replaces a recipe's model and data by tiny ones, and its learning rates by large ones."""
     rate = 5e-3
+    photographs = str(DEMO_JSONL) if mixture is None else None
     overlay = scratch / "tiny.yaml"
     document = {
         "model": {"model": str(model.resolve()), "model_type": None, "torch_dtype": "float32"},
@@ -124,7 +156,8 @@ def _tiny_overlay(scratch: Path, model: Path) -> Path:
             "optimizer": "multimodal", "max_steps": 6, "eval_steps": 3, "save_steps": 3,
         },
         "custom": {
-            "train_jsonl": str(DEMO_JSONL), "val_jsonl": str(DEMO_JSONL), "val_sample_limit": 2, "fusion_config": None,
+            "train_jsonl": photographs, "val_jsonl": photographs, "val_sample_limit": 2,
+            "fusion_config": None if mixture is None else str(mixture),
         },
     }  # fmt: skip
     overlay.write_bytes(to_json(document))

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vltool.data.conversation import Prompts, answers_with_objects, build_messages
+from vltool.data.fusion import capped
 from vltool.data.geometry import Grid, Kind
 from vltool.data.geometry_spans import Span, geometry_spans
 from vltool.data.images import image_header, load_image
 from vltool.data.index import JsonlIndex
-from vltool.data.policy import Policy, capped, policy_of
+from vltool.data.policy import Policy, policy_of
 from vltool.data.record import ImageRef, Record, parse_record
 from vltool.data.tokens import seen_size
 from vltool.errors import BadContent, Problem, Where
@@ -110,19 +111,19 @@ class CaptionDataset:
         """The sample at i as a run shows it there; without a standing, as the file has it."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        position = int(self._positions[i])
-        line, where = self._index.read(position)
+        line, where = self._index.read(int(self._positions[i]))
         record = parse_record(line, where)
         try:
             policy = policy_of(record, self._policy)
-            if standing is not None:
-                record = capped(record, policy.max_objects, seed=self._seed, epoch=standing.epoch, position=position)
+            if standing is not None and policy.max_objects is not None:
+                seed = self._seed if policy.seed is None else policy.seed
+                record = capped(record, policy.max_objects, seed=seed, epoch=standing.epoch, position=standing.place)
             images = [load_image(ref, folder=self._folder, root=self._root) for ref in record.images]
             for ref, image in zip(record.images, images, strict=True):
                 check_size(record, image.size, ref, self._folder, self._root)
                 seen_size(*image.size, max_pixels=self._max_pixels)
             change = None
-            augments = self.augmenter is not None and policy.augmentation_enabled and _can_change(record)
+            augments = self.augmenter is not None and policy.augmentation_enabled and can_change(record)
             if augments and standing is not None:
                 change = Change(tuple(item.kind for item in record.objects), reverted=not augmented)
                 if augmented:
@@ -165,7 +166,7 @@ class CaptionDataset:
         return changed, [Image.fromarray(done.image)], change
 
 
-def _can_change(record: Record) -> bool:
+def can_change(record: Record) -> bool:
     """Whether one image may be changed: what messages say of theirs is not known."""
     return record.messages is None and len(record.images) == 1
 

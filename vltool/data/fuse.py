@@ -86,8 +86,9 @@ def plan(fusion: Fusion, *, split: Split, seed: int, progress: Progress) -> Mixt
 def fuse(fusion: Fusion, out: Path, options: Options, *, progress: Progress) -> Fused:
     """Write an epoch of a mixture to `out`: a JSONL, or a folder of them where a shard's size is given.
 
-    Names that end in .gz or .zst are compressed. Needs free space of twice the output while it works, and about
-    20 bytes of memory a record. Raises InvalidInput for files that are not there and an `out` that would be
+    Names that end in .gz or .zst are compressed. Needs free space beyond the output while it
+    works, at most as much again, and about 20 bytes of memory a record.
+    Raises InvalidInput for files that are not there and an `out` that would be
     written over, BadContent for bad records (then nothing was written), OSError without space.
     """
     with ExitStack() as files:

@@ -84,11 +84,7 @@ class Mixture:
                 own[passes * count :] = self._chosen(number, count, rest, epoch) + np.uint32(starts[number])
         if self.split == "val":
             return codes_N
-        words_N = _words(len(codes_N), self.seed, epoch, _ORDER)
-        words_N &= np.uint64(0xFFFFFFFF00000000)
-        words_N |= codes_N
-        words_N.sort()
-        return words_N.astype(np.uint32)
+        return shuffled(codes_N, seed=self.seed, epoch=epoch)
 
     def _chosen(self, number: int, count: int, most: int, epoch: int) -> NDArray[np.uint32]:
         """`most` of the positions 0 … count-1, each at most once, ascending."""
@@ -176,6 +172,15 @@ def _least(targets: int) -> float:
     while round(float(f"{ratio:.3g}") * targets) == 0:
         ratio *= 1.005
     return ratio
+
+
+def shuffled(codes_N: NDArray[np.uint32], *, seed: int, epoch: int) -> NDArray[np.uint32]:
+    """Numbers in a random order, the same for a seed and an epoch."""
+    words_N = _words(len(codes_N), seed, epoch, _ORDER)
+    words_N &= np.uint64(0xFFFFFFFF00000000)
+    words_N |= codes_N
+    words_N.sort()
+    return words_N.astype(np.uint32)
 
 
 def _words(count: int, *entropy: int) -> NDArray[np.uint64]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from vltool.data.conversation import Prompts
@@ -21,14 +20,18 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     user_prompt: str | None = None
     """None for the run's own."""
     system_prompt: str | None = None
+    """None for the run's own; empty for none."""
     augmentation_enabled: bool = True
     curriculum_enabled: bool = True
     max_objects: int | None = None
     """Objects of a record that are described."""
+    seed: int | None = None
+    """Of the draw of these objects; None for the run's own."""
 
     def prompts(self, default: Prompts) -> Prompts:
         """The prompts of its records, where the run's are `default`."""
-        return Prompts(self.user_prompt or default.user, self.system_prompt or default.system)
+        user = default.user if self.user_prompt is None else self.user_prompt
+        return Prompts(user, default.system if self.system_prompt is None else self.system_prompt)
 
 
 def policy_of(record: Record, otherwise: Policy) -> Policy:
@@ -44,17 +47,6 @@ def policy_of(record: Record, otherwise: Policy) -> Policy:
         what = f"metadata.{KEY} is none that vltool fuse wrote: {error}"
         do = f"name data of your own otherwise: metadata.{KEY} says how a mixture is read"
         raise BadContent(Problem(what, do, id="record-field")) from error
-
-
-def capped(record: Record, most: int | None, *, seed: int, epoch: int, position: int) -> Record:
-    """A record with at most so many of its objects, drawn anew in every epoch, in their order.
-
-    position: the record's in its file.
-    """
-    if most is None or len(record.objects) <= most:
-        return record
-    drawn = np.random.default_rng([seed, epoch, position]).choice(len(record.objects), most, replace=False)
-    return msgspec.structs.replace(record, objects=tuple(record.objects[i] for i in sorted(drawn)))
 
 
 def most_text(record: Record, most: int | None) -> Record:

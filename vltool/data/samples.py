@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vltool.data.dataset import CaptionDataset, Sample, Standing
+from vltool.data.fusion import Draws, shuffled
+from vltool.errors import Problem
 
 
 class Draw(NamedTuple):
@@ -16,13 +17,6 @@ class Draw(NamedTuple):
 
     epoch: int
     place: int
-
-
-class Draws(NamedTuple):
-    """What an epoch shows, in order: the dataset of each sample, and the record in it."""
-
-    datasets_N: NDArray[np.uint16]
-    records_N: NDArray[np.int64]
 
 
 class Order(Protocol):
@@ -48,12 +42,12 @@ class OneAfterTheOther:
 
     def epoch(self, epoch: int) -> Draws:
         """As `Order.epoch`."""
-        datasets = np.repeat(np.arange(len(self._counts), dtype=np.uint16), self._counts)
-        records = np.concatenate([np.arange(count, dtype=np.int64) for count in self._counts])
+        codes_N = np.arange(len(self), dtype=np.uint32)
         if self._seed is not None:
-            shuffle = np.random.default_rng([self._seed, epoch]).permutation(len(records))
-            datasets, records = datasets[shuffle], records[shuffle]
-        return Draws(datasets, records)
+            codes_N = shuffled(codes_N, seed=self._seed, epoch=epoch)
+        starts = np.concatenate([[0], np.cumsum(self._counts)[:-1]]).astype(np.uint32)
+        datasets_N = (np.searchsorted(starts, codes_N, side="right") - 1).astype(np.uint16)
+        return Draws(datasets_N, codes_N - starts[datasets_N])
 
 
 class Samples:
@@ -62,7 +56,9 @@ class Samples:
     A sample depends on its draw and the seeds alone, whatever came before it, in whichever process.
     """
 
-    def __init__(self, datasets: Sequence[CaptionDataset], order: Order) -> None:
+    def __init__(self, datasets: Sequence[CaptionDataset], order: Order, notes: Sequence[Problem] = ()) -> None:
+        """notes: what is worth saying of how they are mixed."""
+        self.notes = tuple(notes)
         self._datasets = datasets
         self._order = order
         self._epoch: tuple[int, Draws] | None = None

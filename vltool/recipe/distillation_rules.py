@@ -84,6 +84,11 @@ def a_cache_knows_the_captions(settings: Settings) -> None:
     if settings["custom.augmentation.enabled"]:
         what = "rlhf.teacher_cache knows your images as they are, not augmented"
         settings.problem("rlhf.teacher_cache", what, "write augmentation: {enabled: false}, or take teacher_cache out")
+    if settings["custom.fusion_config"] is not None:
+        what = "rlhf.teacher_cache knows the records of one file, not a mixture drawn anew in every epoch"
+        settings.problem(
+            "rlhf.teacher_cache", what, "write the mixture out with vltool fuse, or take teacher_cache out"
+        )
     if settings["rlhf.llm_kd_weight"] == 0:
         settings.note("rlhf.teacher_cache", "rlhf.teacher_cache has no effect: llm_kd_weight is 0", "take the line out")
 

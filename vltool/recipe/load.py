@@ -43,6 +43,14 @@ class MapNode(Node):
     replaces: bool = False
     """Set by merging: this mapping was put over something that is none, and hides what lies beneath."""
 
+    def find(self, *names: str) -> Node | None:
+        """What stands under a name, or under several inside each other; None where nothing does."""
+        node: Node | None = self
+        for name in names:
+            entries = node.entries if isinstance(node, MapNode) else ()
+            node = next((value for key, value in entries if key.name == name), None)
+        return node
+
 
 @dataclass(frozen=True, slots=True)
 class SeqNode(Node):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +11,11 @@ from msgspec import Struct
 
 from vltool.data.conversation import Prompts
 from vltool.data.dataset import CaptionDataset
+from vltool.data.fusion import plan_mixture
 from vltool.data.policy import Policy
-from vltool.data.samples import OneAfterTheOther, Samples
+from vltool.data.samples import OneAfterTheOther, Order, Samples
+from vltool.errors import Problem
+from vltool.recipe.fusion import Fusion
 from vltool.recipe.schema import Augmentation
 
 if TYPE_CHECKING:
@@ -42,7 +46,9 @@ class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_length: int
     max_pixels: int | None
     image_root: str | None
-    augmentation: Augmentation | None
+    fusion: Fusion | None = None
+    """How the training files are mixed; None: one after the other."""
+    augmentation: Augmentation | None = None
     """None for none; of training samples only."""
     on_bad_record: Literal["error", "skip"]
     preflight: bool
@@ -61,15 +67,22 @@ class DataPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 def training_samples(data: DataPlan, arguments: dict[str, Any], *, processes: int) -> Samples:
-    """The training samples of a run with these arguments of ms-swift's. Raises as `JsonlIndex`."""
+    """The training samples of a run with these arguments of ms-swift's. Raises as `JsonlIndex` and `plan_mixture`."""
     seed = arguments.get("data_seed") or 0
-    counted = [CaptionDataset(Path(part.jsonl), **data.reading(part), skip=part.skip) for part in data.train]
-    shuffled = arguments.get("train_dataloader_shuffle", True)
-    order = OneAfterTheOther([len(part) for part in counted], seed=seed if shuffled else None)
+    parts = [CaptionDataset(Path(part.jsonl), **data.reading(part), skip=part.skip, seed=seed) for part in data.train]
+    counts = [len(part) for part in parts]
+    order: Order
+    notes: Sequence[Problem] = ()
+    if data.fusion is None:
+        shuffled = arguments.get("train_dataloader_shuffle", True)
+        order = OneAfterTheOther(counts, seed=seed if shuffled else None)
+    else:
+        order = mixture = plan_mixture(data.fusion, counts, seed=seed)
+        notes = mixture.notes
     augmenter = augmenter_of(data, arguments, epoch=len(order), processes=processes)
-    for part in counted:
+    for part in parts:
         part.augmenter = augmenter
-    return Samples(counted, order)
+    return Samples(parts, order, notes)
 
 
 def augmenter_of(data: DataPlan, arguments: dict[str, Any], *, epoch: int, processes: int) -> Augmenter | None:

@@ -20,7 +20,8 @@ from vltool.run import unsupported
 from vltool.run.arguments import TunerPlan, last_blocks_regex, swift_arguments, tuner_arguments
 from vltool.run.bases import read_checkpoint
 from vltool.run.chain import read_chain
-from vltool.run.data import DataPlan, DatasetPlan
+from vltool.run.data import DataPlan
+from vltool.run.datasets import absent_files, read_datasets
 from vltool.run.deepspeed import deepspeed_config
 from vltool.run.distillation import DistillationPlan, distillation_plan
 from vltool.run.evidence import to_json
@@ -107,8 +108,9 @@ def make_plan(
     env = recipe.launch.env | dict(os.environ if env is None else env)
     problems = [*unsupported.problems(recipe), *_environment(recipe, env)]
     architecture = read_checkpoint(recipe, "model.model", recipe.model.model, problems)
+    fusion, train, val = read_datasets(recipe, env, problems)
     if not to_show:
-        _absent_files(recipe, problems)
+        absent_files(recipe, fusion, problems)
     if not recipe.custom.user_prompt:
         problems.append(
             Problem("custom.user_prompt is missing", "say what the model is asked", recipe.where("custom.user_prompt"))
@@ -139,7 +141,7 @@ def make_plan(
     if deepspeed is not None:
         arguments["deepspeed"] = deepspeed
         origins["deepspeed"] = str(recipe.where("deepspeed.config"))
-    if custom.val_jsonl is None:
+    if not val:
         arguments["eval_strategy"] = "no"
         for name in ("eval_strategy", "eval_steps"):
             origins.pop(name, None)
@@ -158,8 +160,9 @@ def make_plan(
         origins=origins,
         tuner=tuner,
         data=DataPlan(
-            train=_datasets(custom.train_jsonl, custom.sample_limit, custom.train_sample_limit),
-            val=_datasets(custom.val_jsonl, custom.sample_limit, custom.val_sample_limit),
+            train=train,
+            val=val,
+            fusion=fusion,
             user_prompt=str(custom.user_prompt),
             system_prompt=custom.system_prompt,
             emit_norm=custom.emit_norm,
@@ -199,21 +202,6 @@ def _own_origins(recipe: Recipe) -> dict[str, str]:
     if recipe.tuner.merge_previous is not None:
         keys["model"] = "tuner.merge_previous"
     return {name: str(recipe.origins[key]) for name, key in keys.items() if key in recipe.origins}
-
-
-def _datasets(jsonl: str | None, *limits: int | None) -> tuple[DatasetPlan, ...]:
-    """The only file of a split; none where there is none."""
-    limit = min((limit for limit in limits if limit is not None), default=None)
-    return () if jsonl is None else (DatasetPlan(jsonl=jsonl, limit=limit),)
-
-
-def _absent_files(recipe: Recipe, problems: list[Problem]) -> None:
-    for key, path in (
-        ("custom.train_jsonl", recipe.custom.train_jsonl),
-        ("custom.val_jsonl", recipe.custom.val_jsonl),
-    ):
-        if path is not None and not Path(path).is_file():
-            problems.append(Problem(f"{key}: no such file: {path}", "mend the path", recipe.where(key)))
 
 
 def _environment(recipe: Recipe, env: Mapping[str, str]) -> list[Problem]:

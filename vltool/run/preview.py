@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 
@@ -23,7 +23,10 @@ from vltool.data.tokens import Learnt, TextCounter, image_tokens, seen_size
 from vltool.errors import BadContent, InvalidInput
 from vltool.run import preview_page as page
 from vltool.run.preview_page import Remark
-from vltool.run.variants import Variant, Variants
+from vltool.run.variants import Variants
+
+if TYPE_CHECKING:
+    from vltool.data.augment.pipeline import Augmented
 
 FILE_NAME = "index.html"
 LONGEST_SIDE_PX = 640
@@ -186,7 +189,7 @@ def _card(part: Part, index: JsonlIndex, dataset: CaptionDataset, position: int,
     )
 
 
-def _variant(part: Part, record: Record, messages: list[dict[str, Any]], title: str, variant: Variant) -> str:
+def _variant(part: Part, record: Record, messages: list[dict[str, Any]], title: str, variant: Augmented) -> str:
     shown = picture(variant.image, longest_side=LONGEST_SIDE_OF_VARIANT_PX)
     size = shown.full_width, shown.full_height
     row = None

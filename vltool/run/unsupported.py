@@ -95,9 +95,8 @@ def _narrowed(tuner: Tuner) -> bool:
 
 def problems(recipe: Recipe) -> list[Problem]:
     """One problem for each thing that the recipe asks for and `train` cannot do yet."""
-    custom, training, tuner = recipe.custom, recipe.training, recipe.tuner
+    training, tuner = recipe.training, recipe.tuner
     asked: list[tuple[bool, str, str]] = [
-        (custom.fusion_config is not None, "custom.fusion_config", "mixtures of datasets"),
         (training.packing, "training.packing", "packing"),
         (
             _narrowed(tuner) and tuner.target_modules != ("all-linear",),

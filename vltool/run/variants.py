@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from vltool.data.policy import Policy, capped, policy_of
-from vltool.data.record import Object, Record
+from vltool.data.dataset import can_change
+from vltool.data.fusion import capped
+from vltool.data.policy import Policy, policy_of
+from vltool.data.record import Record
 from vltool.run.data import augmenter_of, run_length
 from vltool.run.plan import RunPlan
 
-
-class Variant(Protocol):
-    """An augmented image (height × width × 3, uint8, RGB) with the objects that are left in it."""
-
-    @property
-    def image(self) -> Any:
-        """The pixels."""
-
-    @property
-    def objects(self) -> tuple[Object, ...]:
-        """In pixels of this image."""
-
-    @property
-    def dropped(self) -> tuple[Object, ...]:
-        """Those that fell outside."""
-
-    @property
-    def bypassed(self) -> bool:
-        """Left as it was, as `bypass_prob` has it."""
-
-    @property
-    def reverted(self) -> bool:
-        """Left as it was, because no object would have stayed."""
+if TYPE_CHECKING:
+    from vltool.data.augment.pipeline import Augmented
 
 
 class Variants(Protocol):
     """Makes variants of a record."""
 
-    def __call__(self, image: Any, record: Record, *, index: int) -> Sequence[tuple[str, Variant]]:
+    def __call__(self, image: Any, record: Record, *, index: int) -> Sequence[tuple[str, Augmented]]:
         """Each variant with what to call it: how far the run is.
 
         image: the record's, height × width × 3, uint8, RGB. index: the record's position in its file.
@@ -57,15 +38,16 @@ def variants_of(plan: RunPlan, policy: Policy, *, epoch: int, count: int) -> Var
         return None
     samples, _ = run_length(plan.arguments, epoch, processes)
 
-    def draw(image: Any, record: Record, *, index: int) -> list[tuple[str, Variant]]:
+    def draw(image: Any, record: Record, *, index: int) -> list[tuple[str, Augmented]]:
         its = policy_of(record, policy)
-        drawn: list[tuple[str, Variant]] = []
-        for number in range(count if its.augmentation_enabled else 0):
+        drawn: list[tuple[str, Augmented]] = []
+        most = its.max_objects or len(record.objects)
+        for number in range(count if its.augmentation_enabled and can_change(record) else 0):
             position = number * (samples - 1) // max(count - 1, 1)
             # Another epoch for each, because the draw of a place differs between epochs alone.
             variant = augmenter.apply(
                 image,
-                capped(record, its.max_objects, seed=0, epoch=number, position=index).objects,
+                capped(record, most, seed=0, epoch=number, position=index).objects,
                 epoch=number,
                 index=index,
                 position=position,

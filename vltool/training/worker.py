@@ -53,6 +53,9 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
     existed = run_dir.exists()
     train_set = training_samples(plan.data, plan.arguments, processes=plan.launch.processes)
     _require_a_step(plan, len(train_set))
+    if ranks.is_first:
+        for note in train_set.notes:
+            reporter.warn(note)
     problems: list[Problem] = []
     check_cache(plan, problems, None, audited=True)
     if problems:

@@ -81,8 +81,11 @@ class Rewriter:
             if not all(map(_ONE_ELSEWHERE.match, middles)):
                 return None
             way = ""
-        if self.most is not None and any(_may_exceed(middle, self.most) for middle in middles):
-            return None
+        most = self.most
+        if most is not None and max(map(len, middles)) >= LEAST_OBJECT_BYTES * (most + 1):  # few are that long
+            splices_do = not any(_may_exceed(middle, most) for middle in middles)
+            if not splices_do:
+                return None
         return Spliced(head + _inner(way), middles, self.tail())
 
     def lines(self, lines: Sequence[bytes], positions: Sequence[int], where: Callable[[int], Where]) -> Spliced:
