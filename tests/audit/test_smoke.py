@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -248,6 +249,27 @@ def test_smoke_in_two_processes(overlay, tmp_path):
     # What a tiny teacher wrote was kept, but not where the operator keeps answers.
     assert result.plan.distillation.sampling.completions_cache not in (None, str(answers))
     assert not answers.exists()
+
+
+def test_smoke_mixes_the_photographs_as_a_recipe_mixes_its_files(tmp_path):
+    from vltool.audit.smoke import DEMO_JSONL, run_smoke
+
+    shutil.copytree(DEMO_JSONL.parent, tmp_path / "photos")
+    mixture = {
+        "target": {"train_jsonl": "photos/photos.jsonl", "val_jsonl": "photos/photos.jsonl"},
+        "sources": [{"name": "again", "train_jsonl": "photos/photos.jsonl", "ratio": 0.5, "user_prompt": "Once more."}],
+    }
+    (tmp_path / "mix.json").write_text(json.dumps(mixture))
+    recipe = tmp_path / "mine.yaml"
+    custom = {"train_jsonl": None, "fusion_config": "mix.json", "user_prompt": "Describe."}
+    recipe.write_text(json.dumps({"extends": ["stage2_llm_lora", "augment_grounding"], "custom": custom}))
+    keep = tmp_path / "kept"
+    result = run_smoke(str(recipe), tiny=True, nproc=None, keep=keep, reporter=Silent())
+    assert result.passed, [verdict for verdict in result.verdicts if verdict.status != "pass"]
+    assert [part.policy.dataset for part in result.plan.data.train] == ["photos", "again"]
+    assert {part.jsonl for part in result.plan.data.train} == {str(DEMO_JSONL)}
+    rows = [json.loads(line) for line in (keep / "run" / "logging.jsonl").read_text().splitlines()]
+    assert any(row.get("train/augment/applied") for row in rows)
 
 
 def test_the_overlays_of_smoke_say_nothing_of_their_own():
