@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -249,6 +250,28 @@ def test_bad_records_are_skipped_where_the_recipe_says_so(overlay, train, record
     run = train(recipe)
     assert run.plan.data.train[0].skip == (2,)
     assert [warning.where.line for warning in run.warnings] == [3]
+
+
+def test_an_image_that_turns_out_broken_in_training_is_left_out_where_the_recipe_says_so(
+    overlay, train, records, tmp_path
+):
+    lines = records.read_text().replace('"images/', f'"{records.parent}/images/').splitlines()
+    cut = tmp_path / "cut.png"
+    broken = json.loads(lines[5])
+    cut.write_bytes(Path(broken["images"][0]).read_bytes()[:-60])
+    broken["images"] = [str(cut)]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("\n".join([*lines[:5], json.dumps(broken), *lines[6:]]) + "\n")
+    data = {"train_jsonl": str(bad), "val_jsonl": str(bad), "val_sample_limit": None}
+    with pytest.raises(BadContent, match=r"bad\.jsonl:6: .*cut\.png is damaged"):
+        train(overlay("stage2_llm_lora", custom=data))
+    training = {"output_dir": str(tmp_path / "skipping"), "max_steps": 2}
+    run = train(overlay("stage2_llm_lora", data={"on_bad_record": "skip"}, custom=data, training=training))
+    assert sum(row.get("train/skipped", 0) for row in run.rows) == 1, "two steps of four show eight records once"
+    assert [row["eval/skipped"] for row in run.rows if "eval/loss" in row] == [1]
+    kept = [json.loads(line) for line in (run.run_dir / "skipped.jsonl").read_text().splitlines()]
+    assert {(entry["file"], entry["line"]) for entry in kept} == {(str(bad), 6)}
+    assert "cut.png is damaged" in kept[0]["what"]
 
 
 def test_a_record_longer_than_the_length_is_named_before_training(overlay, train):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vltool.errors import BadContent
+from vltool.errors import BadContent, Problem
 from vltool.run.evidence import write_atomically
 from vltool.run.plan import RunPlan
 
@@ -17,6 +17,9 @@ COMPLETIONS_FILE_NAME = "completions.jsonl"
 WARNINGS_FILE_NAME = "warnings.jsonl"
 NOT_FINITE_FILE_NAME = "not_finite.jsonl"
 """The records of the batch or step that ended the run with a value that is not finite."""
+
+SKIPPED_FILE_NAME = "skipped.jsonl"
+"""Records that turned out bad when they were opened, and were left out as the recipe says."""
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
@@ -52,6 +55,13 @@ def append_completion(run_dir: Path, step: int, source: str, text: str) -> None:
     """Keep one of the texts that a step sampled, for the operator to read."""
     with (run_dir / COMPLETIONS_FILE_NAME).open("a", encoding="utf-8") as file:
         file.write(json.dumps({"step": step, "source": source, "text": text}, ensure_ascii=False) + "\n")
+
+
+def append_skipped(run_dir: Path, step: int, problems: Iterable[Problem]) -> None:
+    """Keep why records are missing in a step. In one write: several processes append to the same file."""
+    lines = [json.dumps({"step": step} | problem.to_json(), ensure_ascii=False) + "\n" for problem in problems]
+    with (run_dir / SKIPPED_FILE_NAME).open("a", encoding="utf-8") as file:
+        file.write("".join(lines))
 
 
 def read_rows(run_dir: Path) -> Iterator[dict[str, int | float]]:
@@ -91,12 +101,12 @@ def forget_after(run_dir: Path, step: int) -> None:
     """Drop the rows of steps after `step`: a resumed run writes them again.
 
     So goes a last line without its end, which a run leaves that died while writing it; and so go the texts that
-    those steps sampled.
+    those steps sampled, and the records that they skipped.
     """
-    completions = run_dir / COMPLETIONS_FILE_NAME
-    if completions.is_file():
-        lines = completions.read_bytes().splitlines(keepends=True)
-        write_atomically(completions, b"".join(line for line in lines if _is_within(line, step)))
+    for name in (COMPLETIONS_FILE_NAME, SKIPPED_FILE_NAME):
+        if (kept_beside := run_dir / name).is_file():
+            lines = kept_beside.read_bytes().splitlines(keepends=True)
+            write_atomically(kept_beside, b"".join(line for line in lines if _is_within(line, step)))
     kept = [encode_row(row) + "\n" for row in _rows(run_dir / FILE_NAME, drop_torn=True) if row["step"] <= step]
     write_atomically(run_dir / FILE_NAME, "".join(kept).encode())
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from vltool.data.dataset import Change, Sample
+from vltool.data.dataset import Change, Sample, placed
 from vltool.data.geometry_spans import Span
 from vltool.data.samples import Draw, Samples
 from vltool.errors import BadContent, Problem, Where
@@ -34,6 +34,8 @@ PROMPTS = "vltool_prompts"
 """Key of a batch under which its samples lie without their answers, where some steps sample their own."""
 PLACE = "vltool_place"
 """Key of a sample under which the `Where` of its record lies; a filler has none."""
+_SKIPPED = "vltool_skipped"
+"""Key of a filler under which the problems of the record lie that it stands for."""
 _CHANGE = "vltool_change"
 """Key of a sample under which its `Change` lies."""
 
@@ -57,6 +59,8 @@ class BatchFacts:
     """The places of its records."""
     changes: tuple[Change, ...] = ()
     """What augmentation came to in each of them."""
+    skipped: tuple[Problem, ...] = ()
+    """Why records are missing in it, where the recipe has bad ones left out."""
     problems: tuple[Problem, ...] = ()
     """Why the batch could not be made; it holds nothing else then."""
 
@@ -118,8 +122,19 @@ class EncodedRecords(Dataset[dict[str, Any]]):
     worker would reach the user wrapped in that worker's traceback.
     """
 
-    def __init__(self, samples: Samples, encode: Encode, blank: BlankImage, cache: TeacherCache | None = None) -> None:
-        """cache: what a teacher said of the records of the only file, which samples hold once `reads_cache` is set."""
+    def __init__(
+        self,
+        samples: Samples,
+        encode: Encode,
+        blank: BlankImage,
+        cache: TeacherCache | None = None,
+        *,
+        skips_bad: bool = False,
+    ) -> None:
+        """cache: what a teacher said of the records of the only file, which samples hold once `reads_cache` is set.
+        skips_bad: put a filler in the place of a record that cannot be encoded.
+        """
+        self._skips_bad = skips_bad
         self.cache = cache
         self.reads_cache = False
         self._samples = samples
@@ -142,31 +157,40 @@ class EncodedRecords(Dataset[dict[str, Any]]):
 
         One past the last fills a batch, and nothing in it counts.
         """
-        where = None
         self._leave_signals_to_the_trainer()
         if at >= self.records if isinstance(at, int) else at.place >= len(self):
             return self._blank.filler()
         try:
-            sample = self._samples.written(at) if isinstance(at, int) else self._samples[at]
-            where = sample.where
-            encoded, change = self._encoded(sample, at)
-            encoded |= {PLACE: where} | ({} if change is None else {_CHANGE: change})
-            if self.cache is not None and self.reads_cache:
-                record = at if isinstance(at, int) else self._samples.drawn(at)[1]
-                encoded[_TAUGHT] = self.cache.read_for(record, encoded)
-            return encoded
+            return self._encoded(at)
         except BadContent as error:
-            return {FACTS: BatchFacts(problems=tuple(Problem(p.what, p.do, p.where or where) for p in error.problems))}
+            if self._skips_bad:
+                return self._blank.filler() | {_SKIPPED: error.problems}
+            return {FACTS: BatchFacts(problems=error.problems)}
 
-    def _encoded(self, sample: Sample, at: Draw | int) -> tuple[dict[str, Any], Change | None]:
+    def _encoded(self, at: Draw | int) -> dict[str, Any]:
+        """Raises BadContent, with a place."""
+        if isinstance(at, int):
+            sample = self._samples.written(at)
+            encoded = self._as_it_is(sample)
+        else:
+            try:
+                sample = self._samples[at]
+                encoded = self._as_it_is(sample)
+            except BadContent:
+                # The record may be good and its augmentation too long or too thin, which shall end no run.
+                sample = self._samples.plain(at)
+                encoded = self._as_it_is(sample)
+        encoded |= {PLACE: sample.where} | ({} if sample.change is None else {_CHANGE: sample.change})
+        if self.cache is not None and self.reads_cache:
+            record = at if isinstance(at, int) else self._samples.drawn(at)[1]
+            encoded[_TAUGHT] = self.cache.read_for(record, encoded)
+        return encoded
+
+    def _as_it_is(self, sample: Sample) -> dict[str, Any]:
         try:
-            return self._encode(sample.messages, sample.geometry), sample.change
-        except BadContent:
-            if sample.change is None or isinstance(at, int):
-                raise
-            # The audit knows that the record fits as it is; a draw that made it too long or too thin ends no run.
-            plain = self._samples.plain(at)
-            return self._encode(plain.messages, plain.geometry), plain.change
+            return self._encode(sample.messages, sample.geometry)
+        except BadContent as error:
+            raise BadContent(placed(error, sample.where)) from error
 
     def close(self) -> None:
         """The run is over: workers may be ended by a signal again."""
@@ -200,6 +224,7 @@ class Collator:
             patches=sum(len(sample["pixel_values"]) for sample in samples if sample.get("pixel_values") is not None),
             records=tuple(sample[PLACE] for sample in samples if PLACE in sample),
             changes=tuple(sample[_CHANGE] for sample in samples if _CHANGE in sample),
+            skipped=tuple(problem for sample in samples for problem in sample.pop(_SKIPPED, ())),
         )
         # Prompts first: padding works on the samples themselves.
         prompts = {PROMPTS: Prompts(tuple(map(_placed_prompt, samples)))} if self._keeps_prompts else {}

@@ -48,7 +48,7 @@ class Meter:
         self._components = () if kd is None or kd.visual is None else enabled_components(kd.visual)
         self._sums: dict[str, Tensor] = {}
         self._geometries: Tensor | None = None
-        self._counts = dict.fromkeys(("batches", "patches", "answers", "read_answers"), 0)
+        self._counts = dict.fromkeys(("batches", "patches", "answers", "read_answers", "skipped"), 0)
         self._changes: Counter[str] = Counter()
 
     def add(self, out: Losses, *, patches: int, with_kd: bool, source: Source = "dataset") -> None:
@@ -80,6 +80,10 @@ class Meter:
         self._counts["answers"] += total
         self._counts["read_answers"] += read
 
+    def count_skipped(self, records: int) -> None:
+        """Add so many records that a batch lacks because they are bad."""
+        self._counts["skipped"] += records
+
     def count_changes(self, changes: Iterable[Change]) -> None:
         """Add what augmentation came to in a batch's samples."""
         self._changes += counts(changes)
@@ -102,7 +106,7 @@ class Meter:
 
     def means(self, ranks: Ranks, *, parts: bool) -> dict[str, float]:
         """loss, sft_loss, token_acc, entropy and what the teacher adds, of all processes, each per token; and what
-        augmentation came to.
+        augmentation came to. skipped is how many records were bad and left out, absent without any.
 
         llm_kd_loss and vision_kd_loss are weighted; the latter's components stand beside it, and where text is
         sampled the former's sources and their shares of the tokens. sft_loss, token_acc and entropy (of the
@@ -127,6 +131,8 @@ class Meter:
             if count := sums[f"tokens/{geometry}"]:
                 means[f"sft_loss_{geometry}"] = sums[f"ce/{geometry}"] / count
                 means[f"token_acc_{geometry}"] = sums[f"correct/{geometry}"] / count
+        if sums["skipped"]:
+            means["skipped"] = sums["skipped"]
         if not parts:
             means |= shares(sums)
         if plan is None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from vltool.checkpoint.architecture import Tower, tower_of
 from vltool.errors import BadContent, RunFailed
 from vltool.run.distillation import DistillationPlan, Source
+from vltool.run.telemetry import append_skipped
 from vltool.training.adalora import orthogonality
 from vltool.training.checkpoints import CheckpointingTrainer
 from vltool.training.chunks import TopK
@@ -119,6 +120,9 @@ class CaptionTrainer(CheckpointingTrainer):
         meter.add(out, patches=inputs[FACTS].patches, with_kd=counts_kd, source=source)
         meter.count_changes(inputs[FACTS].changes)
         step = self.state.global_step + int(training)
+        if skipped := inputs[FACTS].skipped:
+            meter.count_skipped(len({problem.where for problem in skipped}))
+            append_skipped(Path(self.args.output_dir), step, skipped)
         self.window.add("train" if training else "eval", total, step=step, records=inputs[FACTS].records, source=source)
         # Gradients are averaged over processes, but the denominators are those of all of them.
         loss = total * self._ranks.count if training else total

@@ -34,6 +34,7 @@ from vltool.training.probe import Probe
 from vltool.training.quantized import settings_of
 from vltool.training.ranks import Ranks, meet
 from vltool.training.teacher import HeadTap
+from vltool.training.teacher_cache import Split
 from vltool.training.trainer import CaptionTrainer
 from vltool.training.vision_kd import FeatureTap
 
@@ -232,9 +233,19 @@ class _Run:
         """The trainer and the records that it trains and, if there are any, evaluates on."""
         plan, prepared = self._plan, self._prepared
         encode, blank = swift_bridge.encoder(prepared), swift_bridge.blank_image(prepared)
-        records = [EncodedRecords(self._train_set, encode, blank, make_cache(plan, "train", self._train_set.records))]
+        sets: list[tuple[Split, Samples]] = [("train", self._train_set)]
         if (val_set := validation_samples(plan.data)) is not None:
-            records.append(EncodedRecords(val_set, encode, blank, make_cache(plan, "val", len(val_set))))
+            sets.append(("val", val_set))
+        records = [
+            EncodedRecords(
+                samples,
+                encode,
+                blank,
+                make_cache(plan, split, samples.records),
+                skips_bad=plan.data.on_bad_record == "skip",
+            )
+            for split, samples in sets
+        ]
         if plan.dump_conversation is not None and self._ranks.is_first:
             swift_bridge.dump_conversation(prepared, records[0][0], Path(plan.dump_conversation))
         taps = self._tap, self._features = HeadTap(prepared.model), FeatureTap(prepared.model)
