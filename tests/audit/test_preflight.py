@@ -10,7 +10,7 @@ from planning import House, write_adapter
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vltool.audit.preflight import SHOWN, audited
-from vltool.data import scan
+from vltool.data import augmented_lengths, scan
 from vltool.errors import BadContent, InvalidInput
 
 
@@ -177,6 +177,52 @@ def test_pictures_are_found_where_the_environment_says(house, tmp_path):
     audited(house.plan(custom=custom, shell={"ROOT_IMAGE_DIR": str(tmp_path / "pictures")}), Reporter())
     with pytest.raises(BadContent, match=r"a\.png"):
         audited(house.plan(custom=custom), Reporter())
+
+
+@pytest.fixture
+def picture(house, tmp_path):
+    """The training file describes four pictures of four tokens each, and nobody can open them."""
+    (tmp_path / "a.png").write_bytes(b"never opened")
+    record = {
+        "images": ["a.png"], "width": 64, "height": 64, "objects": [{"desc": "box", "bbox_2d": [10, 20, 30, 40]}],
+    }  # fmt: skip
+    write(house.train, *[record] * 4)
+    write(house.val, GOOD)
+    return int(refused(house, global_max_length=60)[0].what.split()[3])
+
+
+def growing(to, **more):
+    """Augmentation that enlarges an image by these factors."""
+    ops = [{"name": "resize_by_scale", "params": {"scales": [to], "prob": 1.0}}]
+    return {"augmentation": {"enabled": True, "ops": ops} | more}
+
+
+def test_what_augmentation_makes_too_long_is_told(house, picture, monkeypatch):
+    pytest.importorskip("shapely")
+    longer = picture + 16 * 16 - 4
+    plan, reporter = look(house, custom=growing(8.0), global_max_length=longer - 1)
+    (told,) = reporter.warnings
+    assert f"4 of 4 samples of the first epoch longer than the limit of {longer - 1} tokens" in told
+    assert f"the longest {longer}" in told
+    assert "raise global_max_length" in told
+    assert str(house.train) in told
+    assert [part.skip for part in plan.data.train] == [()]
+    assert look(house, custom=growing(8.0), global_max_length=longer)[1].warnings == []
+    monkeypatch.setattr(augmented_lengths, "MOST_LOOKED_AT", 2)
+    (told,) = look(house, custom=growing(8.0), global_max_length=longer - 1)[1].warnings
+    assert "makes 2 of 2 samples spread over the first epoch" in told
+    monkeypatch.setattr(augmented_lengths, "MOST_LOOKED_AT", 20)
+    at_once = {"max_steps": 1, "per_device_train_batch_size": 3, "effective_batch_size": 3}
+    (told,) = look(house, custom=growing(8.0), global_max_length=longer - 1, training=at_once)[1].warnings
+    assert "makes 3 of 3 samples" in told
+
+
+def test_no_epoch_is_drawn_where_nothing_can_become_longer(house, picture):
+    pytest.importorskip("shapely")
+    colour = [{"name": "gamma", "params": {"gamma": [0.8, 1.2], "prob": 1.0}}]
+    for custom in ({}, growing(8.0, enabled=False), growing(8.0, ops=colour)):
+        _, reporter = look(house, custom=custom, global_max_length=picture)
+        assert (reporter.stages, reporter.warnings) == (["reading every record"], [])
 
 
 def test_nothing_is_read_where_the_recipe_says_so(house):

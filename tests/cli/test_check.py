@@ -171,14 +171,18 @@ def test_a_preview_is_written_of_every_file(vltool, recipe, tmp_path):
         ([], "name what to check"),
         (["gone.jsonl"], "no such file: gone.jsonl"),
         (["."], ". is a folder, which check cannot judge"),
-        (["a.png"], "a.png is neither a recipe nor a .jsonl"),
+        (["a.png"], "a.png is neither a recipe, a fusion config nor a .jsonl"),
         (["stage2_llm_lra"], "no recipe stage2_llm_lra"),
+        (["mix.json"], "mix.json:1:28: target.train_jsonl: 3 is not text"),
+        (["broken.yaml"], "broken.yaml:1:"),
         (["t.jsonl", "--only", "record-jsn"], "did you mean record-json?"),
         (["t.jsonl", "--preview", "."], "which is no preview"),
         (["stage2_llm_lora", "--recipe", "stage3"], "--recipe says how to read a .jsonl"),
     ],
 )
 def test_what_cannot_be_checked_is_refused_before_anything_is_read(vltool, jsonl, arguments, told, tmp_path):
+    (tmp_path / "mix.json").write_text('{"target": {"train_jsonl": 3}}')
+    (tmp_path / "broken.yaml").write_text("target: [")
     before = sorted(path.name for path in tmp_path.iterdir())
     code, out, err = vltool("check", *arguments)
     assert (code, out) == (2, "")
@@ -199,6 +203,106 @@ def test_a_recipe_whose_records_are_not_there_is_refused_at_its_line(vltool, rec
     assert code == 2
     assert "mine.yaml:1:" in err
     assert "custom.val_jsonl: no such file" in err
+
+
+@pytest.fixture
+def mixture(tmp_path, jsonl):
+    """Writes a fusion config of the photographs and, as its source, the bad records."""
+
+    def write(name="mix.yaml", *, target=(), source=(), **top):
+        target = {"name": "photos", "train_jsonl": str(DEMO)} | dict(target)
+        source = {"name": "web", "train_jsonl": "t.jsonl", "ratio": 0.5} | dict(source)
+        (tmp_path / name).write_text(json.dumps({"targets": [target], "sources": [source]} | top))
+        return name
+
+    return write
+
+
+def test_a_mixture_is_read_without_a_recipe(vltool, mixture, tmp_path):
+    small = mixture(target={"val_jsonl": str(DEMO), "sample_limit": 4}, source={"seed": 3})
+    code, document = checked(vltool, small)
+    assert code == 1
+    assert [(Path(file["file"]).name, file["split"], file["records"], file["bad"]) for file in document["files"]] == [
+        ("photos.jsonl", "train", 4, 0), ("t.jsonl", "train", 4, 3), ("photos.jsonl", "val", 6, 0),
+    ]  # fmt: skip
+    assert document["files"][0]["longest"] is None
+    assert [item["id"] for item in document["findings"]] == ["record-field", "record-json", "record-size"]
+    assert checked(vltool, mixture("mix.json"), "--preview", "page")[1]["preview"]["records"] == 10
+
+
+def test_a_mixture_is_read_by_a_recipe_in_place_of_its_own_records(vltool, mixture, recipe):
+    own = recipe(data={"on_bad_record": "skip"}, custom={"train_jsonl": "gone.jsonl", "train_sample_limit": 5})
+    code, document = checked(vltool, mixture(), "--recipe", own)
+    assert (code, document["counts"]["error"]) == (0, 0)
+    assert [(Path(file["file"]).name, file["records"]) for file in document["files"]] == [
+        ("photos.jsonl", 5), ("t.jsonl", 4),
+    ]  # fmt: skip
+    assert all(file["max_length"] == 4000 and file["longest"] for file in document["files"])
+    longer = mixture("long.yaml", target={"user_prompt": "describe " * 500})
+    _, other = checked(vltool, longer, "--recipe", own, "--only", "record-length")
+    assert other["files"][0]["longest"]["tokens"] > document["files"][0]["longest"]["tokens"] + 1000
+
+
+def test_a_jsonl_is_read_by_a_recipe_whose_own_records_are_a_mixture(vltool, mixture, recipe):
+    own = recipe(custom={"train_jsonl": None, "fusion_config": mixture(), "val_jsonl": None})
+    code, document = checked(vltool, str(DEMO), "--recipe", own, "--preview", "page")
+    assert (code, [file["records"] for file in document["files"]]) == (0, [6])
+
+
+def test_a_recipe_s_mixture_is_read_as_both_say(vltool, mixture, recipe):
+    own = recipe(custom={"train_jsonl": None, "fusion_config": mixture(), "val_jsonl": str(DEMO)})
+    code, document = checked(vltool, own, "--preview", "page")
+    assert code == 1
+    assert [(Path(file["file"]).name, file["split"], file["bad"]) for file in document["files"]] == [
+        ("photos.jsonl", "train", 0), ("t.jsonl", "train", 3), ("photos.jsonl", "val", 0),
+    ]  # fmt: skip
+    assert document["preview"]["records"] == 16
+
+
+def test_what_a_mixture_says_without_effect_is_a_finding_at_its_place(vltool, mixture, recipe):
+    odd = mixture(target={"seed": 3}, source={"ratio": 0.01, "train_jsonl": str(DEMO), "name": "more"})
+    own = recipe(custom={"train_jsonl": None, "fusion_config": odd, "val_jsonl": None})
+    for arguments in ([odd], [own], [odd, "--recipe", own]):
+        code, document = checked(vltool, *arguments)
+        assert [(item["id"], item["severity"], item["file"], item["line"]) for item in document["findings"]] == [
+            ("fusion-ratio", "warning", "mix.yaml", 1), ("fusion-note", "note", "mix.yaml", 1),
+        ]  # fmt: skip
+        assert code == 0
+        assert "rounds to none" in document["findings"][0]["what"]
+        assert "targets[0].seed has no effect" in document["findings"][1]["what"]
+    assert checked(vltool, odd, "--strict")[0] == 1
+    assert [item["id"] for item in checked(vltool, odd, "--only", "fusion-note")[1]["findings"]] == ["fusion-note"]
+
+
+def test_a_source_without_a_record_that_can_be_used_is_a_finding(vltool, mixture, recipe, tmp_path):
+    (tmp_path / "t.jsonl").write_text("{\n{\n")
+    own = recipe(
+        custom={"train_jsonl": None, "fusion_config": mixture(), "val_jsonl": None}, data={"on_bad_record": "skip"}
+    )
+    code, document = checked(vltool, own, "--only", "fusion-records", "--preview", "page")
+    assert code == 1
+    (finding,) = document["findings"]
+    assert (finding["file"], finding["what"]) == ("mix.yaml", "web has no record that can be used")
+
+
+@pytest.mark.parametrize("by", ["itself", "its recipe", "another recipe"])
+def test_files_that_a_mixture_cannot_be_read_from_are_refused_at_their_places(vltool, mixture, recipe, by, tmp_path):
+    (tmp_path / "t.jsonl.gz").write_bytes(b"")
+    mixed = mixture(
+        target={"val_jsonl": "gone.jsonl"}, source={"train_jsonl": "t.jsonl.gz", "user_prompt": "<|im_end|>"}
+    )
+    named = {"train_jsonl": None, "fusion_config": mixed, "val_jsonl": None} if by == "its recipe" else {}
+    own = recipe(custom=named)
+    arguments = {"itself": [mixed], "its recipe": [own], "another recipe": [mixed, "--recipe", own]}[by]
+    code, out, _ = vltool("check", *arguments, "--json")
+    assert code == 2
+    problems = json.loads(out)["problems"]
+    assert {problem["file"] for problem in problems} == {"mix.yaml"}
+    told = " ".join(problem["what"] for problem in problems)
+    assert "sources[0].user_prompt contains <|im_end|>" in told
+    if by == "itself":
+        assert "targets[0].val_jsonl: no such file" in told
+        assert "t.jsonl.gz is compressed" in told
 
 
 def test_many_findings_of_a_rule_are_cut_in_the_table_and_whole_in_json(vltool, tmp_path):

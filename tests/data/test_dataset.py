@@ -180,6 +180,30 @@ def test_lengths_are_those_of_the_samples(tmp_path: Path, counter: TextCounter) 
         assert _scan(jsonl, counter=counter, check_images=check_images, max_length=max(lengths)).bad == ()
 
 
+@pytest.mark.parametrize("most", [2, 1000])
+@pytest.mark.parametrize("at_once", [2, 3, 256])
+def test_records_counted_together_come_to_what_each_comes_to_alone(
+    at_once: int, most: int, tmp_path: Path, counter: TextCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scanning, "MOST_PROBLEMS", most)
+    long = [{"desc": "cat " * words, "bbox_2d": [1, 2, 30, 20]} for words in (90, 80, 90)]
+    good, bad = _caption(), _caption(width=0, height=0, summary=" ")
+    thin = _caption(width=6000, height=2)
+    records = [good, _caption(objects=long[:1]), bad, "{", _caption(objects=long[1:]), good, thin, {"messages": TALK}]
+    jsonl = _jsonl(tmp_path, *records, _caption(objects=long[:1]), bad, good)
+    told: list[tuple[int, int]] = []
+    how: dict[str, Any] = {"counter": counter, "max_length": 300, "check_images": False}
+    monkeypatch.setattr(scanning, "COUNTED_AT_ONCE", 1)
+    alone = _scan(jsonl, **how)
+    monkeypatch.setattr(scanning, "COUNTED_AT_ONCE", at_once)
+    assert _scan(jsonl, **how, progress=lambda *done: told.append(done)) == alone
+    assert (alone.bad, alone.too_long) == ((1, 2, 3, 4, 6, 8, 9), (1, 4, 8))
+    assert alone.longest is not None
+    assert alone.longest[1].line == 5
+    assert len(alone.problems) == min(most, alone.problem_count)
+    assert told == [(0, 11)]
+
+
 def test_declared_sizes_spare_the_headers(
     tmp_path: Path, counter: TextCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

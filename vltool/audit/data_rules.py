@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,16 @@ from vltool.audit.targets import Records
 from vltool.data.fusion import plan_mixture
 from vltool.data.index import JsonlIndex
 from vltool.data.scan import Scan, scan
-from vltool.errors import BadContent, Where
+from vltool.errors import BadContent, InvalidInput, Problem, Where
+from vltool.recipe.fusion import Fusion
 from vltool.run.preview import Part
 from vltool.run.variants import variants_of
 
 RULES: dict[str, str] = {
     "recipe-note": "a recipe says something in an old spelling, or twice",
+    "fusion-note": "a fusion config has a key without effect",
+    "fusion-ratio": "a source's ratio rounds to no record at all",
+    "fusion-records": "the targets of a mixture, or a source, have no record that can be used, or all have too many",
     "records-none": "a file holds no record",
     "records-unlisted": "a file has more problems than are listed",
     "records-unusable": "not one record of a file can be used",
@@ -44,6 +49,13 @@ class Judged:
     scan: Scan | None
     """None for a file without a record."""
     findings: list[Finding]
+
+    @property
+    def usable(self) -> int:
+        """Records that training takes, once those are mended that it does not leave out."""
+        if self.scan is None:
+            return 0
+        return self.scan.records - (len(self.scan.bad) if self.records.skips_bad else 0)
 
     def summary(self) -> str:
         """One line: how many records, how many of them are bad, the longest."""
@@ -104,12 +116,36 @@ def parts_of(judged: Sequence[Judged], findings: Sequence[Finding], *, variants:
     parts = []
     for one in judged:
         together = [each for each in judged if each.records.plan is one.records.plan and each.records.split == "train"]
-        counts = [each.scan.records if each.scan else 0 for each in together]
-        fusion = one.records.plan.data.fusion if one.records.plan else None
-        epoch = sum(counts) if fusion is None or not sum(counts) else len(plan_mixture(fusion, counts, seed=0))
+        epoch = sum(each.usable for each in together)
+        if one.records.plan is not None and (fusion := one.records.fusion) is not None:
+            with suppress(InvalidInput):  # a finding, of `judge_mixtures`
+                epoch = len(plan_mixture(fusion, [each.usable for each in together], seed=0))
         if (part := one.part(findings, variants=variants, epoch=epoch)) is not None:
             parts.append(part)
     return parts
+
+
+def judge_mixtures(judged: Sequence[Judged]) -> list[Finding]:
+    """What there is to say of the mixtures that judged files are part of, now that their records are counted."""
+    findings: list[Finding] = []
+    for fusion in _distinct(one.records.fusion for one in judged):
+        parts = [one for one in judged if one.records.fusion is fusion and one.records.split == "train"]
+        notes: Sequence[Problem] = ()
+        try:
+            notes = plan_mixture(fusion, [one.usable for one in parts], seed=0).notes[len(fusion.notes) :]
+        except InvalidInput as error:
+            findings += [_finding("fusion-records", "error", problem) for problem in error.problems]
+        findings += [_finding("fusion-note", "note", problem) for problem in fusion.notes]
+        findings += [_finding("fusion-ratio", "warning", problem) for problem in notes]
+    return findings
+
+
+def _distinct(fusions: Iterable[Fusion | None]) -> list[Fusion]:
+    return list({id(fusion): fusion for fusion in fusions if fusion is not None}.values())
+
+
+def _finding(rule: str, severity: Severity, problem: Problem) -> Finding:
+    return Finding(id=rule, severity=severity, what=problem.what, where=problem.where, remedy=problem.do)
 
 
 def judge(records: Records, *, progress: Callable[[int, int], None] | None = None) -> Judged:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
 from vltool.checkpoint.census import take_census
+from vltool.data.augmented_lengths import augmented_lengths
 from vltool.data.scan import scan
 from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, InvalidInput, Problem
-from vltool.run.data import DatasetPlan
+from vltool.run.data import DatasetPlan, augmenter_of, run_length, training_samples
 from vltool.run.plan import RunPlan
 from vltool.run.reporter import Reporter
 
@@ -24,8 +26,8 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
 
     Raises BadContent with the bad records (the first `SHOWN` of them), unless the recipe says
     `data.on_bad_record: skip`: then each is reported and left out; no record is looked at with
-    `custom.preflight: false`. Raises InvalidInput for a base or teacher that lacks files, BadContent for
-    one whose weights are broken.
+    `custom.preflight: false`. Warns of samples that augmentation makes too long. Raises InvalidInput
+    for a base or teacher that lacks files, BadContent for one whose weights are broken.
     """
     bases = (plan.model, *((plan.distillation.teacher_model,) if plan.distillation else ()))
     for folder in dict.fromkeys(plan.original if base == plan.model else base for base in bases):
@@ -64,7 +66,41 @@ def audited(plan: RunPlan, reporter: Reporter) -> RunPlan:
         reporter.warn(problem)
     if count > len(problems):
         reporter.warn(Problem(f"and {count - len(problems)} more like these, left out too"))
-    return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, **splits))
+    plan = msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, **splits))
+    for problem in _lengthened(plan, counter, reporter):
+        reporter.warn(problem)
+    return plan
+
+
+def _lengthened(plan: RunPlan, counter: TextCounter, reporter: Reporter) -> Iterator[Problem]:
+    """What augmentation makes longer than a record may be; it ends no run, but is lost as augmentation."""
+    processes = plan.launch.processes
+    if plan.data.augmentation is None:
+        return
+    samples = training_samples(plan.data, plan.arguments, processes=processes)
+    augmenter = augmenter_of(plan.data, plan.arguments, epoch=len(samples), processes=processes)
+    if augmenter is None or not augmenter.moves:
+        return
+    reporter.stage("drawing the augmentation of the first epoch")
+    shown = min(len(samples), run_length(plan.arguments, len(samples), processes)[0])
+    found = augmented_lengths(
+        samples,
+        counter,
+        shown=shown,
+        max_length=plan.data.max_length,
+        max_pixels=plan.data.max_pixels,
+        progress=lambda done, total: reporter.progress("drawing samples", done, total),
+    )
+    if found.longest is not None:
+        tokens, where = found.longest
+        lie = "of" if found.looked_at == shown else "spread over"
+        what = (
+            f"augmentation makes {found.too_long:,} of {found.looked_at:,} samples {lie} the first epoch longer "
+            f"than the limit of {plan.data.max_length} tokens (the longest {tokens}): they are shown as the files "
+            "have them"
+        )
+        do = "raise global_max_length, lower template.max_pixels, or weaken what enlarges images in augmentation.ops"
+        yield Problem(what, do, where)
 
 
 def _require_whole(base: Path) -> None:

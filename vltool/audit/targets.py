@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from vltool.audit.finding import Finding
 from vltool.data.conversation import Prompts
+from vltool.data.fusion import prompt_problems
 from vltool.data.policy import Policy
 from vltool.data.tokens import Learnt, TextCounter
 from vltool.errors import InvalidInput, Problem
+from vltool.recipe.fusion import Fusion, is_fusion, load_fusion
 from vltool.recipe.schema import Recipe
 from vltool.recipe.validate import load_recipe
 from vltool.run.data import DatasetPlan
+from vltool.run.datasets import absent_files, mixed
 from vltool.run.plan import RunPlan, make_plan
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 JSONL = ".jsonl"
 RECIPE_SUFFIXES = (".yaml", ".yml")
-KNOWN = "give a recipe (a file, or the name of a shipped one) or a .jsonl of records"
+FUSION_SUFFIXES = (*RECIPE_SUFFIXES, ".json")
+KNOWN = "give a recipe (a file, or the name of a shipped one), a fusion config, or a .jsonl of records"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +50,8 @@ class Records:
     policy: Policy = field(default_factory=Policy)
     """Which dataset of a mixture it is, and what that says."""
     plan: RunPlan | None = None
+    fusion: Fusion | None = None
+    """The mixture that it is part of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,8 @@ class Targets:
 def read_targets(targets: Sequence[str], *, recipe: str | None, env: Mapping[str, str] | None = None) -> Targets:
     """Find out what each target is, and read the recipes among them.
 
-    recipe: how to read the .jsonl targets, as this recipe's training records; without it they have no prompt and
-    no tokenizer. Raises InvalidInput with the problems of all targets.
+    recipe: how to read the .jsonl targets and the mixtures, as if this recipe named them; without it they have no
+    tokenizer, and no prompt but what a mixture says. Raises InvalidInput with the problems of all targets.
     """
     env = dict(os.environ if env is None else env)
     found = Targets()
@@ -67,8 +76,9 @@ def read_targets(targets: Sequence[str], *, recipe: str | None, env: Mapping[str
             _read(target, recipe, env, found)
         except InvalidInput as error:
             problems.extend(error.problems)
-    if recipe is not None and not any(_is_jsonl(target) for target in targets):
-        problems.append(Problem("--recipe says how to read a .jsonl, and none is given", "leave it out"))
+    if recipe is not None and all(_is_recipe(target) for target in targets):
+        what = "--recipe says how to read a .jsonl or a fusion config, and none is given"
+        problems.append(Problem(what, "leave it out"))
     if problems:
         raise InvalidInput(dict.fromkeys(problems))
     return found
@@ -76,6 +86,19 @@ def read_targets(targets: Sequence[str], *, recipe: str | None, env: Mapping[str
 
 def _is_jsonl(target: str) -> bool:
     return target.endswith(JSONL)
+
+
+def _is_mixture(path: Path) -> bool:
+    if path.suffix not in FUSION_SUFFIXES or not path.is_file():
+        return False
+    try:
+        return path.suffix not in RECIPE_SUFFIXES or is_fusion(path)
+    except InvalidInput:  # no YAML, which reading it as a recipe says
+        return False
+
+
+def _is_recipe(target: str) -> bool:
+    return not _is_jsonl(target) and not _is_mixture(Path(target))
 
 
 def _read(target: str, recipe: str | None, env: Mapping[str, str], found: Targets) -> None:
@@ -86,10 +109,12 @@ def _read(target: str, recipe: str | None, env: Mapping[str, str], found: Target
         found.records.append(_bare(path, env) if recipe is None else _by_recipe(path, recipe, env, found))
     elif path.is_dir():
         raise InvalidInput(f"{target} is a folder, which check cannot judge", KNOWN)
+    elif _is_mixture(path):
+        _mixture(target, recipe, env, found)
     elif path.is_file() and path.suffix not in RECIPE_SUFFIXES:
-        raise InvalidInput(f"{target} is neither a recipe nor a .jsonl", KNOWN)
+        raise InvalidInput(f"{target} is neither a recipe, a fusion config nor a .jsonl", KNOWN)
     else:
-        _recipe(target, env, found)
+        _take(*_plan(target, env, found), found)
 
 
 def _bare(jsonl: Path, env: Mapping[str, str]) -> Records:
@@ -102,24 +127,54 @@ def _bare(jsonl: Path, env: Mapping[str, str]) -> Records:
 
 
 def _by_recipe(jsonl: Path, recipe: str, env: Mapping[str, str], found: Targets) -> Records:
-    # A shipped recipe takes its records from this variable, and here they are given.
-    plan, _ = _plan(recipe, {"VLTOOL_TRAIN_JSONL": str(jsonl.absolute()), **env}, found)
+    plan, _ = _plan(recipe, env, found, train_jsonl=str(jsonl.absolute()))
     return _records(jsonl, "train", DatasetPlan(jsonl=str(jsonl), limit=None), plan)
 
 
-def _recipe(name: str, env: Mapping[str, str], found: Targets) -> None:
-    plan, resolved = _plan(name, env, found)
-    splits: dict[Split, tuple[DatasetPlan, ...]] = {"train": plan.data.train, "val": plan.data.val}
-    for split, parts in splits.items():
+def _mixture(target: str, recipe: str | None, env: Mapping[str, str], found: Targets) -> None:
+    """The files of a fusion config, read as a recipe says, or as far as it says itself how they are read."""
+    if recipe is not None:
+        _take(*_plan(recipe, env, found, fusion_config=target), found)
+        return
+    fusion = load_fusion(target, env=env)
+    problems = prompt_problems(fusion)
+    absent_files(None, fusion, problems)
+    if problems:
+        raise InvalidInput(problems)
+    for split, parts in zip(SPLITS, mixed(fusion), strict=True):
         for part in parts:
-            if not Path(part.jsonl).is_file():
-                key = f"custom.{split}_jsonl"
-                raise InvalidInput(Problem(f"{key}: no such file: {part.jsonl}", "mend the path", resolved.where(key)))
-            found.records.append(_records(Path(part.jsonl), split, part, plan))
+            bare = _bare(Path(part.jsonl), env)
+            reading = bare.reading | {"sample_limit": part.limit, "policy": part.policy}
+            found.records.append(replace(bare, split=split, reading=reading, policy=part.policy, fusion=fusion))
 
 
-def _plan(name: str, env: Mapping[str, str], found: Targets) -> tuple[RunPlan, Recipe]:
-    resolved = load_recipe(name, env=env)
+def _take(plan: RunPlan, recipe: Recipe, found: Targets) -> None:
+    """The files of a plan. Raises InvalidInput for those that are not there."""
+    problems: list[Problem] = []
+    absent_files(recipe, plan.data.fusion, problems)
+    if problems:
+        raise InvalidInput(problems)
+    for split, parts in zip(SPLITS, (plan.data.train, plan.data.val), strict=True):
+        found.records.extend(_records(Path(part.jsonl), split, part, plan) for part in parts)
+
+
+def _plan(
+    name: str,
+    env: Mapping[str, str],
+    found: Targets,
+    *,
+    train_jsonl: str | None = None,
+    fusion_config: str | None = None,
+) -> tuple[RunPlan, Recipe]:
+    """The plan of a recipe, on other records than its own where some are named."""
+    given = train_jsonl or fusion_config
+    # A shipped recipe takes its records from this variable.
+    resolved = load_recipe(
+        name, env=env if given is None else {"VLTOOL_TRAIN_JSONL": str(Path(given).absolute()), **env}
+    )
+    if given is not None:
+        records = {"train_jsonl": train_jsonl, "fusion_config": fusion_config, "val_jsonl": None}
+        resolved = msgspec.structs.replace(resolved, custom=msgspec.structs.replace(resolved.custom, **records))
     for note in resolved.notes:
         finding = Finding(id="recipe-note", severity="note", what=note.what, where=note.where, remedy=note.do)
         if finding not in found.findings:
@@ -138,4 +193,5 @@ def _records(jsonl: Path, split: Split, part: DatasetPlan, plan: RunPlan) -> Rec
         learnt=plan.arguments.get("loss_scale", "default"),
         skips_bad=plan.data.on_bad_record == "skip",
         plan=plan,
+        fusion=plan.data.fusion,
     )

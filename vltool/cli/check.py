@@ -26,14 +26,16 @@ SHOWN_OF_A_RULE = 10
 def check(
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TARGET", help="Recipes, or .jsonl files of records.", autocompletion=target_names),
+        typer.Argument(
+            metavar="TARGET", help="Recipes, fusion configs, or .jsonl files of records.", autocompletion=target_names
+        ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
             "--recipe",
             metavar="RECIPE",
-            help="How a .jsonl is read: prompts, tokenizer, limits, augmentation.",
+            help="How a .jsonl or a mixture is read: prompts, tokenizer, limits, augmentation.",
             autocompletion=recipe_names,
         ),
     ] = None,
@@ -67,7 +69,9 @@ def check(
     from vltool.run.preview import check_folder
 
     if not targets:
-        raise InvalidInput("name what to check: vltool check TARGET", "a recipe, or a .jsonl of records")
+        raise InvalidInput(
+            "name what to check: vltool check TARGET", "a recipe, a fusion config, or a .jsonl of records"
+        )
     choice: dict[str, Any] = {"known": data_rules.RULES, "only": _ids(only), "ignore": _ids(ignore)}
     finding.chosen((), **choice)
     if preview is not None:
@@ -83,6 +87,7 @@ def check(
                 data_rules.judge(records, progress=lambda done, total: reporter.progress("records", done, total))
             )
         found = [*named.findings, *(item for one in judged for item in one.findings)]
+        found += data_rules.judge_mixtures(judged)
         findings = finding.arranged(finding.chosen(found, **choice))
         written = None
         if preview is not None:

@@ -18,8 +18,8 @@ def recipe_names(incomplete: str) -> list[str]:
 
 
 def target_names(incomplete: str) -> list[str]:
-    """`recipe_names`, with the files of records in the working directory."""
-    return _names(incomplete, (".yaml", ".yml", ".jsonl"))
+    """`recipe_names`, with the mixtures and files of records in the working directory."""
+    return _names(incomplete, (".yaml", ".yml", ".json", ".jsonl"))
 
 
 def _names(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:

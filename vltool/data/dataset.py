@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +19,8 @@ from vltool.data.geometry_spans import Span, geometry_spans
 from vltool.data.images import image_header, load_image
 from vltool.data.index import JsonlIndex
 from vltool.data.policy import Policy, policy_of
-from vltool.data.record import ImageRef, Record, parse_record
+from vltool.data.record import Record, parse_record
+from vltool.data.sizes import check_size, seen
 from vltool.data.tokens import seen_size
 from vltool.errors import BadContent, Problem, Where
 
@@ -109,52 +110,92 @@ class CaptionDataset:
 
     def sample(self, i: int, standing: Standing | None = None, *, augmented: bool = True) -> Sample:
         """The sample at i as a run shows it there; without a standing, as the file has it."""
+        record, where, policy = self._read(i, standing)
+        try:
+            images = [load_image(ref, folder=self._folder, root=self._root) for ref in record.images]
+            for ref, image in zip(record.images, images, strict=True):
+                check_size(record, image.size, ref, self._folder, self._root)
+                seen_size(*image.size, max_pixels=self._max_pixels)
+            change = None
+            if standing is not None and self._augments(record, policy):
+                change = Change(tuple(item.kind for item in record.objects), reverted=not augmented)
+                if augmented:
+                    record, images, change = self._changed(record, images, standing, policy)
+            messages = self._messages(record, policy, images)
+        except BadContent as error:
+            raise BadContent(placed(error, where)) from error
+        described = answers_with_objects(record, use_summary=self._use_summary)
+        return Sample(messages, where, change, geometry_spans(messages[-1]["content"]) if described else ())
+
+    def moved(self, i: int, standing: Standing) -> tuple[list[dict[str, Any]], Where] | None:
+        """The messages that a run shows there, with (width, height) in place of the image, and their line.
+
+        No pixels are read. None for a sample whose size and objects stay as the record has them.
+        Raises BadContent as `sample` does.
+        """
+        record, where, policy = self._read(i, standing)
+        if not self._augments(record, policy):
+            return None
+        assert self.augmenter is not None
+        try:
+            width, height = record.width, record.height
+            if width is None or height is None:
+                header = image_header(record.images[0], folder=self._folder, root=self._root)
+                width, height = header.width, header.height
+            done = self.augmenter.place(width, height, record.objects, **_draw(standing, policy))
+            same = (done.width, done.height, done.objects) == (width, height, record.objects)
+            if same or self._too_thin(done.width, done.height):
+                return None
+            record = msgspec.structs.replace(record, objects=done.objects, width=done.width, height=done.height)
+            return self._messages(record, policy, [(done.width, done.height)]), where
+        except BadContent as error:
+            raise BadContent(placed(error, where)) from error
+
+    def _read(self, i: int, standing: Standing | None) -> tuple[Record, Where, Policy]:
+        """The record at i with the objects that it has there, its line and its policy."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
         line, where = self._index.read(int(self._positions[i]))
         record = parse_record(line, where)
         try:
             policy = policy_of(record, self._policy)
-            if standing is not None and policy.max_objects is not None:
-                seed = self._seed if policy.seed is None else policy.seed
-                record = capped(record, policy.max_objects, seed=seed, epoch=standing.epoch, position=standing.place)
-            images = [load_image(ref, folder=self._folder, root=self._root) for ref in record.images]
-            for ref, image in zip(record.images, images, strict=True):
-                check_size(record, image.size, ref, self._folder, self._root)
-                seen_size(*image.size, max_pixels=self._max_pixels)
-            change = None
-            augments = self.augmenter is not None and policy.augmentation_enabled and can_change(record)
-            if augments and standing is not None:
-                change = Change(tuple(item.kind for item in record.objects), reverted=not augmented)
-                if augmented:
-                    record, images, change = self._changed(record, images, standing, policy)
-            messages = build_messages(
-                record,
-                prompts=policy.prompts(self._prompts),
-                emit_norm=self._emit_norm,
-                use_summary=self._use_summary,
-                images=images,
-                seen_size=seen(record, self._max_pixels),
-            )
         except BadContent as error:
             raise BadContent(placed(error, where)) from error
-        described = answers_with_objects(record, use_summary=self._use_summary)
-        return Sample(messages, where, change, geometry_spans(messages[-1]["content"]) if described else ())
+        if standing is not None and policy.max_objects is not None:
+            seed = self._seed if policy.seed is None else policy.seed
+            record = capped(record, policy.max_objects, seed=seed, epoch=standing.epoch, position=standing.place)
+        return record, where, policy
+
+    def _augments(self, record: Record, policy: Policy) -> bool:
+        return self.augmenter is not None and policy.augmentation_enabled and can_change(record)
+
+    def _too_thin(self, width: int, height: int) -> bool:
+        """Whether an image was made so long and thin that the model cannot see it; its sample stays as it was."""
+        try:
+            seen_size(width, height, max_pixels=self._max_pixels)
+        except BadContent:
+            return True
+        return False
+
+    def _messages(self, record: Record, policy: Policy, images: Sequence[Any]) -> list[dict[str, Any]]:
+        return build_messages(
+            record,
+            prompts=policy.prompts(self._prompts),
+            emit_norm=self._emit_norm,
+            use_summary=self._use_summary,
+            images=images,
+            seen_size=seen(record, self._max_pixels),
+        )
 
     def _changed(
         self, record: Record, images: list[Image.Image], standing: Standing, policy: Policy
     ) -> tuple[Record, list[Image.Image], Change]:
         """The record on its augmented image."""
         assert self.augmenter is not None
-        done = self.augmenter.apply(
-            np.asarray(images[0]),
-            record.objects,
-            epoch=standing.epoch,
-            index=standing.place,
-            position=standing.position,
-            curriculum=policy.curriculum_enabled,
-        )
+        done = self.augmenter.apply(np.asarray(images[0]), record.objects, **_draw(standing, policy))
         height, width = done.image.shape[:2]
+        if self._too_thin(width, height):
+            return record, images, Change(tuple(item.kind for item in record.objects), reverted=True)
         changed = msgspec.structs.replace(record, objects=done.objects, width=width, height=height)
         change = Change(
             tuple(item.kind for item in record.objects),
@@ -164,6 +205,16 @@ class CaptionDataset:
             done.cropped,
         )
         return changed, [Image.fromarray(done.image)], change
+
+
+def _draw(standing: Standing, policy: Policy) -> dict[str, Any]:
+    """What an augmenter draws by."""
+    return {
+        "epoch": standing.epoch,
+        "index": standing.place,
+        "position": standing.position,
+        "curriculum": policy.curriculum_enabled,
+    }
 
 
 def can_change(record: Record) -> bool:
@@ -185,32 +236,3 @@ def kept(records: int, skip: Collection[int]) -> NDArray[np.int64]:
 def placed(error: BadContent, where: Where) -> Iterator[Problem]:
     """An error's problems, those without a place at this one."""
     return (Problem(problem.what, problem.do, problem.where or where) for problem in error.problems)
-
-
-def seen(record: Record, max_pixels: int | None) -> tuple[int, int] | None:
-    """The size at which the model sees the record's image, where it declares one."""
-    if record.width is None or record.height is None:
-        return None
-    return seen_size(record.width, record.height, max_pixels=max_pixels)
-
-
-def check_size(record: Record, size: tuple[int, int], ref: ImageRef, folder: Path, root: Path | None) -> None:
-    """Raise BadContent, without a place, for an image of another size than the record declares."""
-    if record.width is None or record.height is None or (record.width, record.height) == size:
-        return
-    declared, found = f"{record.width} × {record.height}", f"{size[0]} × {size[1]}"
-    turned = size == (record.height, record.width)
-    orientation = image_header(ref, folder=folder, root=root).orientation if turned else 1
-    if orientation >= 5:
-        raise BadContent(
-            f"the record declares {declared}, its image is {found}: the file stores {declared}, "
-            f"and its EXIF orientation ({orientation}) turns it",
-            "declare the turned size and draw the objects on the turned image, or strip EXIF from the file "
-            "if they were drawn on the image as it is stored",
-        )
-    raise BadContent(
-        f"the record declares {declared}, its image is {found}",
-        "width and height are swapped: correct them"
-        if turned
-        else "declare the size of the file, and check on which of the two sizes the objects were drawn",
-    )

@@ -122,7 +122,7 @@ def plan_mixture(fusion: Fusion, counts: Sequence[int], *, seed: int) -> Mixture
     `sample_limit`. Raises InvalidInput with every problem: prompts that cannot be used, targets without records,
     sources that are to give some and have none, too many records.
     """
-    problems = list(_prompt_problems(fusion))
+    problems = list(prompt_problems(fusion))
     notes = list(fusion.notes)
     limited = [_limited(dataset, count) for dataset, count in zip(fusion.datasets, counts, strict=True)]
     targets = sum(limited[: len(fusion.targets)])
@@ -149,7 +149,7 @@ def plan_evaluation(fusion: Fusion, counts: Sequence[int]) -> Mixture:
 
     counts: usable records of each dataset, 0 where it has no val_jsonl. Raises InvalidInput as `plan_mixture` does.
     """
-    problems = list(_prompt_problems(fusion))
+    problems = list(prompt_problems(fusion))
     return _checked(Mixture(fusion, tuple(counts), tuple(counts), 0, "val", fusion.notes), problems)
 
 
@@ -233,7 +233,8 @@ def with_policy(metadata: Mapping[str, Any] | None, added: Mapping[str, Any]) ->
     return {**(metadata or {}), "fusion": {**(before if isinstance(before, Mapping) else {}), **added}}
 
 
-def _prompt_problems(fusion: Fusion) -> list[Problem]:
+def prompt_problems(fusion: Fusion) -> list[Problem]:
+    """Prompts that the model's template would take for instructions, each at its place."""
     problems = []
     for dataset in fusion.datasets:
         for name, text in (("user_prompt", dataset.user_prompt), ("system_prompt", dataset.system_prompt)):

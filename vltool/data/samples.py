@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from vltool.data.dataset import CaptionDataset, Sample, Standing
 from vltool.data.fusion import Draws, shuffled
-from vltool.errors import Problem
+from vltool.errors import Problem, Where
 
 
 class Draw(NamedTuple):
@@ -75,6 +75,11 @@ class Samples:
         """The same, left unaugmented."""
         return self._sample(draw, augmented=False)
 
+    def moved(self, draw: Draw) -> tuple[list[dict[str, Any]], Where] | None:
+        """Messages and line of the same without pixels, as `CaptionDataset.moved`."""
+        dataset, record = self.drawn(draw)
+        return self._datasets[dataset].moved(record, self._standing(draw))
+
     def drawn(self, draw: Draw) -> tuple[int, int]:
         """The dataset of a draw, and the record in it."""
         if self._epoch is None or self._epoch[0] != draw.epoch:
@@ -97,5 +102,7 @@ class Samples:
 
     def _sample(self, draw: Draw, *, augmented: bool) -> Sample:
         dataset, record = self.drawn(draw)
-        standing = Standing(draw.epoch, draw.place, draw.epoch * len(self) + draw.place)
-        return self._datasets[dataset].sample(record, standing, augmented=augmented)
+        return self._datasets[dataset].sample(record, self._standing(draw), augmented=augmented)
+
+    def _standing(self, draw: Draw) -> Standing:
+        return Standing(draw.epoch, draw.place, draw.epoch * len(self) + draw.place)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vltool.data.conversation import Prompts, build_messages
-from vltool.data.dataset import check_size, limited, seen
+from vltool.data.dataset import limited
 from vltool.data.geometry import Grid
 from vltool.data.images import check_file, image_header, is_path
 from vltool.data.index import JsonlIndex
 from vltool.data.policy import Policy, most_text, policy_of
 from vltool.data.record import Record, parse_record
+from vltool.data.sizes import check_size, seen
 from vltool.data.tokens import TextCounter, seen_size
 from vltool.errors import BadContent, Problem, Where
 
@@ -20,6 +22,8 @@ MOST_PROBLEMS = 1000
 """Problems that a scan keeps in words; it counts the others."""
 PROGRESS_EVERY = 500
 """Records between two words of a scan's progress."""
+COUNTED_AT_ONCE = 256
+"""Records whose tokens are counted together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,38 +73,50 @@ def scan(
     too_long: list[int] = []
     longest: tuple[int, Where] | None = None
     count, records = 0, limited(len(index), sample_limit)
-    for position in range(records):
-        if progress is not None and position % PROGRESS_EVERY == 0:
-            progress(position, records)
-        line, where = index.read(position)
-        found: list[Problem] = []
-        try:
-            record = parse_record(line, where)
-            its = policy_of(record, policy or Policy())
-            record = most_text(record, its.max_objects)
-            read_headers = check_images or (counter is not None and record.width is None)
-            sizes = _sizes(record, jsonl.parent, root, max_pixels, read_headers)
-            messages = build_messages(
-                record,
-                prompts=its.prompts(prompts),
-                emit_norm=emit_norm,
-                use_summary=use_summary,
-                images=sizes or record.images,
-                seen_size=seen(record, max_pixels),
-            )
-            if counter is not None:
-                tokens = counter.count(messages, max_pixels=max_pixels)
+
+    def built(record: Record) -> list[dict[str, Any]]:
+        its = policy_of(record, policy or Policy())
+        record = most_text(record, its.max_objects)
+        read_headers = check_images or (counter is not None and record.width is None)
+        sizes = _sizes(record, jsonl.parent, root, max_pixels, read_headers)
+        return build_messages(
+            record,
+            prompts=its.prompts(prompts),
+            emit_norm=emit_norm,
+            use_summary=use_summary,
+            images=sizes or record.images,
+            seen_size=seen(record, max_pixels),
+        )
+
+    for start in range(0, records, COUNTED_AT_ONCE):
+        batch: list[tuple[int, Where, list[Problem]]] = []
+        conversations: dict[int, list[dict[str, Any]]] = {}
+        for position in range(start, min(start + COUNTED_AT_ONCE, records)):
+            if progress is not None and position % PROGRESS_EVERY == 0:
+                progress(position, records)
+            line, where = index.read(position)
+            found: list[Problem] = []
+            try:
+                conversations[position] = built(parse_record(line, where))
+            except BadContent as error:
+                found.extend(_ruled(error, "record-image", where))
+            batch.append((position, where, found))
+        lengths: dict[int, int] = {}
+        if counter is not None:
+            # Sizes that counting would refuse are refused above, so that no record spoils the others' count.
+            counts = counter.count_many(list(conversations.values()), max_pixels=max_pixels)
+            lengths = dict(zip(conversations, counts, strict=True))
+        for position, where, found in batch:
+            if (tokens := lengths.get(position)) is not None:
                 if longest is None or tokens > longest[0]:
                     longest = tokens, where
                 if tokens > max_length:
                     too_long.append(position)
                     found.append(_too_long(tokens, max_length, where))
-        except BadContent as error:
-            found.extend(_ruled(error, "record-image", where))
-        if found:
-            bad.append(position)
-            count += len(found)
-            problems.extend(found[: MOST_PROBLEMS - len(problems)])
+            if found:
+                bad.append(position)
+                count += len(found)
+                problems.extend(found[: MOST_PROBLEMS - len(problems)])
     return Scan(tuple(problems), count, tuple(bad), tuple(too_long), records, longest)
 
 

@@ -125,6 +125,18 @@ _OLDER = {
 """Words of older fusion configs, and what to do about them."""
 
 
+def is_fusion(path: Path) -> bool:
+    """Whether a YAML or JSON file has a key of a fusion config at its top level; a recipe has none of them.
+
+    Raises InvalidInput for one that is neither.
+    """
+    return any(key.name in _TOP for key, _ in load_file(path, shown=_shown(path)).entries)
+
+
+def _shown(file: Path) -> str:
+    return min(str(file.absolute()), os.path.relpath(file), key=len)
+
+
 def load_fusion(path: str, *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Fusion:
     """Read a fusion config, YAML or JSON.
 
@@ -135,7 +147,7 @@ def load_fusion(path: str, *, env: Mapping[str, str] | None = None, cwd: Path | 
     file = Path(path).expanduser() if path.startswith("~/") else Path(path)
     if not file.exists():
         raise InvalidInput(f"no such file: {path}", "give the path of a fusion config")
-    shown = min(str(file.absolute()), os.path.relpath(file), key=len)
+    shown = _shown(file)
     reader = _Reader(shown, file.absolute().parent, cwd or Path.cwd())
     tree = substitute(load_file(file, shown=shown), os.environ if env is None else env, "", reader.problems)
     unset = {problem.where for problem in reader.problems}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vltool.data.fusion import prompt_problems
 from vltool.data.policy import Policy
-from vltool.errors import InvalidInput, Problem
+from vltool.errors import InvalidInput, Problem, Where
 from vltool.recipe.fusion import Fusion, FusionDataset, load_fusion
 from vltool.recipe.schema import Recipe
 from vltool.run.data import DatasetPlan
@@ -32,31 +33,41 @@ def read_datasets(
     except InvalidInput as error:
         problems += [Problem(p.what, p.do, p.where or where) for p in error.problems]
         return None, (), ()
+    problems += prompt_problems(fusion)
     if custom.val_jsonl is not None and any(dataset.val_jsonl for dataset in fusion.datasets):
         what = "custom.val_jsonl stands beside a mixture whose datasets have a val_jsonl of their own"
         problems.append(Problem(what, "write val_jsonl: null, or take theirs out", recipe.where("custom.val_jsonl")))
     if recipe.swift.get("data", {}).get("train_dataloader_shuffle") is False:
         what = "data.train_dataloader_shuffle: a mixture has no order but a random one"
         problems.append(Problem(what, "take the line out", recipe.where("data.train_dataloader_shuffle")))
+    train, val = mixed(fusion, train_limits, val_limits)
+    return fusion, train, val or _only(custom.val_jsonl, *val_limits)
+
+
+def mixed(
+    fusion: Fusion, train_limits: Sequence[int | None] = (), val_limits: Sequence[int | None] = ()
+) -> tuple[tuple[DatasetPlan, ...], tuple[DatasetPlan, ...]]:
+    """The files of training and of evaluation of a mixture; the least of some limits holds for each of them."""
     train = tuple(_mixed(dataset, dataset.train_jsonl, *train_limits) for dataset in fusion.datasets)
     val = tuple(
         _mixed(dataset, dataset.val_jsonl, *val_limits) for dataset in fusion.datasets if dataset.val_jsonl is not None
     )
-    return fusion, train, val or _only(custom.val_jsonl, *val_limits)
+    return train, val
 
 
-def absent_files(recipe: Recipe, fusion: Fusion | None, problems: list[Problem]) -> None:
-    """Append to `problems` files that are not there, or that cannot be read by position."""
-    named = [
-        (key, path, recipe.where(key))
-        for key, path in (
-            ("custom.train_jsonl", recipe.custom.train_jsonl),
-            ("custom.val_jsonl", recipe.custom.val_jsonl),
-        )
-    ]
-    for dataset in fusion.datasets if fusion else ():
-        for name, path in (("train_jsonl", dataset.train_jsonl), ("val_jsonl", dataset.val_jsonl)):
-            named.append((f"{dataset.key}.{name}", path, fusion.where(dataset, name) if fusion else None))
+def absent_files(recipe: Recipe | None, fusion: Fusion | None, problems: list[Problem]) -> None:
+    """Append to `problems` files that are not there, or that cannot be read by position.
+
+    recipe: None where a mixture is looked at by itself.
+    """
+    named: list[tuple[str, str | None, Where | None]] = []
+    if recipe is not None:
+        files = {"custom.train_jsonl": recipe.custom.train_jsonl, "custom.val_jsonl": recipe.custom.val_jsonl}
+        named += [(key, path, recipe.where(key)) for key, path in files.items()]
+    if fusion is not None:
+        for dataset in fusion.datasets:
+            for name, path in (("train_jsonl", dataset.train_jsonl), ("val_jsonl", dataset.val_jsonl)):
+                named.append((f"{dataset.key}.{name}", path, fusion.where(dataset, name)))
     for key, path, where in named:
         if path is None:
             continue

@@ -177,7 +177,7 @@ class EncodedRecords(Dataset[dict[str, Any]]):
                 sample = self._samples[at]
                 encoded = self._as_it_is(sample)
             except BadContent:
-                # The record may be good and its augmentation too long or too thin, which shall end no run.
+                # The audit knows that the record fits as it is; a draw that made it too long ends no run.
                 sample = self._samples.plain(at)
                 encoded = self._as_it_is(sample)
         encoded |= {PLACE: sample.where} | ({} if sample.change is None else {_CHANGE: sample.change})

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vltool.data.augment.curriculum import Schedule
 from vltool.data.augment.pipeline import Augmented, Pipeline, Placed
+from vltool.data.augment.spatial import SPATIAL
 from vltool.data.record import Object
 from vltool.recipe.schema import Augmentation
 
@@ -28,6 +29,8 @@ class Augmenter:
         """samples: of the whole run. samples_a_step: of an optimizer step, over all processes."""
         self._schedule = Schedule(augmentation, samples=samples, samples_a_step=samples_a_step)
         self._seed = seed
+        self.moves = any(op.name in SPATIAL for op in augmentation.ops)
+        """Whether sizes and objects may change, and not colours alone."""
 
     def apply(
         self,
