@@ -98,3 +98,8 @@ def test_a_box_stays_a_box():
     kept = clipped(Object("b", "bbox_2d", ((-10.0, 20.0), (30.0, 100.0))), 100, 80)
     assert kept.object == Object("b", "bbox_2d", ((0.0, 20.0), (30.0, 80.0)))
     assert kept.coverage == pytest.approx(30 * 60 / (40 * 80))
+
+
+def test_a_point_beside_the_border_by_a_rounding_is_put_on_it():
+    line = Object("rope", "line", ((36.0, 28.0), (-4.440892098500626e-16, 63.0)))
+    assert clipped(line, 100.0, 100.0).object.points == ((36.0, 28.0), (0.0, 63.0))

@@ -138,8 +138,10 @@ def _segment(
 
     def at(share: float) -> tuple[float, float]:
         if share in (0.0, 1.0):
-            return start if share == 0.0 else end
-        x, y = (a + share * (b - a) for a, b in zip(start, end, strict=True))
+            x, y = start if share == 0.0 else end
+        else:
+            x, y = (a + share * (b - a) for a, b in zip(start, end, strict=True))
+        # An end may lie outside by less than its share can tell.
         return min(max(x, 0.0), width), min(max(y, 0.0), height)
 
     return at(enters), at(leaves)
