@@ -278,9 +278,14 @@ def test_the_manifest_says_what_went_in_and_came_out(world):
 
 
 def test_the_evaluation_split_is_whole_and_in_order(world):
+    document = json.loads((world / "mix.json").read_text())
+    document["sources"][0]["val_jsonl"] = "coco/coco.jsonl"
+    (world / "mix.json").write_text(json.dumps(document))
     run(world, split="val")
     found = read(world / "mixed.jsonl")
-    assert [one["images"] for one in found] == [[f"own/images/v{i}.jpg"] for i in range(5)]
+    given = [f"own/images/v{i}.jpg" for i in range(5)] + [f"coco/images/c{i}.jpg" for i in range(25)]
+    assert [one["images"] for one in found] == [[path] for path in given]
+    assert [len(one["objects"]) for one in found[5:]] == [i % 7 + 1 for i in range(25)]
     assert not any(one["metadata"]["fusion"]["augmentation_enabled"] for one in found)
 
 

@@ -118,13 +118,13 @@ def _rows(mixture: Mixture) -> list[dict[str, Any]]:
             "ratio": dataset.ratio,
             "drawn": quota,
             "passes": round(quota / count, 4) if count else None,
-            "max_objects_per_image": dataset.max_objects_per_image,
+            "max_objects_per_image": mixture.most(number),
             "augmentation_enabled": dataset.augmentation_enabled,
             "curriculum_enabled": dataset.curriculum_enabled,
             "user_prompt": dataset.user_prompt,
             "system_prompt": dataset.system_prompt,
         }
-        for dataset, count, quota in rows
+        for number, (dataset, count, quota) in enumerate(rows)
     ]
 
 

@@ -129,7 +129,7 @@ def _fuse(fusion: Fusion, out: Path, options: Options, progress: Progress, files
     buckets = Buckets(bounds(shards, size * len(mixture) // max(sum(table.counts()), 1)), [])
     buckets.files.extend(files.enter_context(nameless(folder)) for _ in range(workers))
     rewriters = [
-        Rewriter(policy(dataset, options.split), ways[number], dataset.max_objects_per_image,
+        Rewriter(policy(dataset, options.split), ways[number], mixture.most(number),
                  _keeper(mixture, number, options.epoch))
         for number, dataset in enumerate(fusion.datasets)
     ]  # fmt: skip

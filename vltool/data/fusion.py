@@ -98,16 +98,20 @@ class Mixture:
         chosen.sort()
         return chosen
 
+    def most(self, number: int) -> int | None:
+        """Objects that a record of a dataset may keep; None: any number, as in evaluation, which is of all there is."""
+        return None if self.split == "val" else self.fusion.datasets[number].max_objects_per_image
+
     def kept(self, number: int, objects: int, *, epoch: int, position: int) -> tuple[int, ...] | None:
         """Which of so many objects the record at a position of the epoch keeps; None: all.
 
-        number: of its dataset, whose seed and max_objects_per_image count.
+        number: of its dataset, whose seed counts, and what `most` says of it.
         """
-        dataset = self.fusion.datasets[number]
-        if dataset.max_objects_per_image is None or objects <= dataset.max_objects_per_image:
+        most, own = self.most(number), self.fusion.datasets[number].seed
+        if most is None or objects <= most:
             return None
-        seed = self.seed if dataset.seed is None else dataset.seed
-        return kept_objects(objects, dataset.max_objects_per_image, seed=seed, epoch=epoch, position=position)
+        seed = self.seed if own is None else own
+        return kept_objects(objects, most, seed=seed, epoch=epoch, position=position)
 
     def capped(self, record: Record, number: int, *, epoch: int, position: int) -> Record:
         """The record with the objects that it keeps at a position of the epoch (see `kept`)."""

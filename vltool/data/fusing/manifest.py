@@ -27,11 +27,11 @@ def fingerprint(mixture: Mixture, inputs: Sequence[Input | None], epoch: int, **
     datasets = [
         {
             "policy": policy(dataset, mixture.split),
-            "most": dataset.max_objects_per_image,
+            "most": mixture.most(number),
             "seed": dataset.seed,
             "file": None if one is None else [str(one.path), one.stat.st_size, one.stat.st_mtime_ns],
         }
-        for dataset, one in zip(mixture.fusion.datasets, inputs, strict=True)
+        for number, (dataset, one) in enumerate(zip(mixture.fusion.datasets, inputs, strict=True))
     ]
     document = {
         "format": FORMAT,
@@ -135,10 +135,10 @@ def document(
                 "records": count,
                 "ratio": dataset.ratio,
                 "drawn": quota,
-                "max_objects_per_image": dataset.max_objects_per_image,
+                "max_objects_per_image": mixture.most(number),
                 "policy": policy(dataset, mixture.split),
             }
-            for dataset, one, count, quota in rows
+            for number, (dataset, one, count, quota) in enumerate(rows)
             if one is not None
         ],
         "outputs": [
