@@ -17,6 +17,7 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the records of a dataset become samples, as far as datasets of a mixture may differ."""
 
     dataset: str = ""
+    """In its mixture; empty for a file that is read by itself."""
     user_prompt: str | None = None
     """None for the run's own."""
     system_prompt: str | None = None
@@ -37,16 +38,22 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def policy_of(record: Record, otherwise: Policy) -> Policy:
     """A record's own policy where `vltool fuse` wrote one, else that of its dataset.
 
+    Mixed anew, it is its dataset's, but for prompts that this does not bring: what `vltool fuse` makes of it too.
     Raises BadContent, without a place, for one that `fuse` did not write.
     """
     if record.metadata is None or KEY not in record.metadata:
         return otherwise
     try:
-        return msgspec.convert(record.metadata[KEY], Policy)
+        own = msgspec.convert(record.metadata[KEY], Policy)
     except msgspec.ValidationError as error:
         what = f"metadata.{KEY} is none that vltool fuse wrote: {error}"
         do = f"name data of your own otherwise: metadata.{KEY} says how a mixture is read"
         raise BadContent(Problem(what, do, id="record-field")) from error
+    if not otherwise.dataset:
+        return own
+    user = own.user_prompt if otherwise.user_prompt is None else otherwise.user_prompt
+    system = own.system_prompt if otherwise.system_prompt is None else otherwise.system_prompt
+    return msgspec.structs.replace(otherwise, user_prompt=user, system_prompt=system)
 
 
 def most_text(record: Record, most: int | None) -> Record:
