@@ -7,6 +7,7 @@ import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,11 +16,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import vltool.data
 from vltool.data import scan as scanning
 from vltool.data.conversation import Prompts
-from vltool.data.dataset import CaptionDataset, Sample
+from vltool.data.dataset import CaptionDataset, Change, Sample, Standing
 from vltool.data.images import image_size
 from vltool.data.scan import Scan, scan
 from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, InvalidInput
+from vltool.recipe.schema import Augmentation
 
 DEMO = Path(vltool.data.__file__).parent / "demo" / "photos.jsonl"
 HOW: dict[str, Any] = {
@@ -233,3 +235,19 @@ def test_headers_and_pixels_of_the_demo_agree() -> None:
     for path in sorted((DEMO.parent / "images").iterdir()):
         with Image.open(path) as image:
             assert image_size(path.name, folder=path.parent, root=None) == image.size
+
+
+def test_a_draw_that_the_model_could_not_see_leaves_the_sample_as_it_was(tmp_path: Path) -> None:
+    pytest.importorskip("shapely")
+    policy = pytest.importorskip("vltool.data.augment.policy")
+    jsonl = _jsonl(tmp_path, _caption(width=7000, height=40))
+    Image.new("RGB", (7000, 40)).save(tmp_path / "a.jpg")
+    # The nearest multiples of 32 are 7008 and 32, a ratio over 200.
+    resize = {"name": "resize_by_scale", "params": {"prob": 1.0, "lo": 1.0, "hi": 1.0}}
+    augmentation = msgspec.convert({"enabled": True, "ops": [resize]}, Augmentation)
+    augmenter = policy.Augmenter(augmentation, seed=0, samples=1, samples_a_step=1)
+    samples = CaptionDataset(jsonl, **HOW, augmenter=augmenter)
+    sample = samples.sample(0, Standing(0, 0, 0))
+    assert sample.change == Change(("bbox_2d",), reverted=True)
+    assert sample.messages[1]["content"][0]["image"].size == (7000, 40)
+    assert sample.messages[-1] == samples[0].messages[-1]

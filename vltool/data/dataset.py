@@ -190,15 +190,21 @@ class CaptionDataset:
     def _changed(
         self, record: Record, images: list[Image.Image], standing: Standing, policy: Policy
     ) -> tuple[Record, list[Image.Image], Change]:
-        """The record on its augmented image."""
+        """The record on its augmented image; as it was where the model could not see that."""
         assert self.augmenter is not None
         done = self.augmenter.apply(np.asarray(images[0]), record.objects, **_draw(standing, policy))
         height, width = done.image.shape[:2]
         if self._too_thin(width, height):
             return record, images, Change(tuple(item.kind for item in record.objects), reverted=True)
         changed = msgspec.structs.replace(record, objects=done.objects, width=width, height=height)
+        kinds = tuple(item.kind for item in record.objects)
+        try:
+            seen(changed, self._max_pixels)
+        except BadContent:
+            # The record is good as it is; a draw that made its image too thin ends no run.
+            return record, images, Change(kinds, reverted=True)
         change = Change(
-            tuple(item.kind for item in record.objects),
+            kinds,
             tuple(item.kind for item in done.dropped),
             done.bypassed,
             done.reverted,
