@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,11 +103,15 @@ def validation_samples(data: DataPlan) -> Samples | None:
     return Samples(parts, OneAfterTheOther([len(part) for part in parts], seed=None)) if parts else None
 
 
-def run_length(arguments: dict[str, Any], epoch: int, processes: int) -> tuple[int, int]:
-    """Samples of the whole run, and of an optimizer step, where an epoch has so many."""
-    a_step = (
-        arguments.get("per_device_train_batch_size", 1) * arguments.get("gradient_accumulation_steps", 1) * processes
-    )
+def run_length(arguments: dict[str, Any], epoch: int, processes: int) -> tuple[int, float]:
+    """Samples of the whole run, and of an optimizer step, where an epoch has so many.
+
+    Of a step on average: an epoch's last one is smaller where its samples do not come out even, and what
+    `dataloader_drop_last` leaves out counts as passed.
+    """
+    together = arguments.get("per_device_train_batch_size", 1) * processes
+    batches = epoch // together if arguments.get("dataloader_drop_last") else math.ceil(epoch / together)
+    steps_an_epoch = max(math.ceil(batches / arguments.get("gradient_accumulation_steps", 1)), 1)
     if (steps := arguments.get("max_steps", -1)) > 0:
-        return steps * a_step, a_step
-    return math.ceil(arguments.get("num_train_epochs", 3.0) * epoch), a_step
+        return math.ceil(Fraction(steps * epoch, steps_an_epoch)), epoch / steps_an_epoch
+    return math.ceil(arguments.get("num_train_epochs", 3.0) * epoch), epoch / steps_an_epoch

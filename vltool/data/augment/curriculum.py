@@ -23,7 +23,7 @@ class _Mark(NamedTuple):
 class Schedule:
     """Parameters go from one phase's values to the next's in a straight line; past the last they stay."""
 
-    def __init__(self, augmentation: Augmentation, *, samples: int, samples_a_step: int) -> None:
+    def __init__(self, augmentation: Augmentation, *, samples: int, samples_a_step: float) -> None:
         """samples: of the whole run, 100 percent. samples_a_step: of an optimizer step, all processes."""
         self._ops = augmentation.ops
         phases = augmentation.curriculum.phases if augmentation.curriculum else ()
@@ -32,7 +32,7 @@ class Schedule:
         self._marks = [_Mark(0.0, augmentation.bypass_prob, values)]
         for phase in phases:
             if phase.until_step is not None:
-                end = float(phase.until_step * samples_a_step)
+                end = phase.until_step * float(samples_a_step)
             else:
                 end = (phase.until_percent or 0.0) / 100.0 * samples
             bypass = self._marks[-1].bypass_prob if phase.bypass_prob is None else phase.bypass_prob

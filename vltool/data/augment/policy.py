@@ -25,7 +25,7 @@ class _Drawn(NamedTuple):
 class Augmenter:
     """`custom.augmentation` over a run."""
 
-    def __init__(self, augmentation: Augmentation, *, seed: int, samples: int, samples_a_step: int) -> None:
+    def __init__(self, augmentation: Augmentation, *, seed: int, samples: int, samples_a_step: float) -> None:
         """samples: of the whole run. samples_a_step: of an optimizer step, over all processes."""
         self._schedule = Schedule(augmentation, samples=samples, samples_a_step=samples_a_step)
         self._seed = seed
