@@ -32,5 +32,5 @@ def test_a_fused_file_mixed_anew_follows_the_new_mixture_as_it_does_offline(prom
 
 
 def test_metadata_that_fuse_did_not_write_is_a_finding():
-    with pytest.raises(BadContent, match="metadata.fusion is none that vltool fuse wrote"):
+    with pytest.raises(BadContent, match=r"metadata\.fusion is none that vltool fuse wrote"):
         policy_of(fused(colour="red"), Policy(dataset="new"))
