@@ -56,6 +56,9 @@ def test_every_operation_has_defaults_of_its_own(name, tmp_path, monkeypatch):
         ("{name: gamma, params: {gamma: [1, 2, 3]}}", "8:37", "3 items are not a list of 2", "write 2"),
         ("{name: gamma, params: {gamma: [a, 2]}}", "8:38", "gamma[0]: 'a' is not a number above 0", ""),
         ("{name: hflip, params: {prob: .nan}}", "8:36", "prob: .nan is not a number from 0 to 1", "a finite number"),
+        ("hflip", "8:7", "ops[0]: 'hflip' is not a mapping", ""),
+        ("{name: gamma, params: {gamma: [1, 11]}}", "8:41", "11 is not a number above 0 and of at most 10", ""),
+        ("{name: auto_contrast, params: {cutoff: 50}}", "8:46", "50 is not a number of at least 0 and below 50", ""),
         ("{name: hflip, params: {prb: 1.0}}", "8:30", "unknown key", "did you mean prob?"),
         ("{name: pad_to_multiple, params: {multiple: 2.5}}", "8:50", "2.5 is not a whole number", ""),
         (
@@ -67,6 +70,7 @@ def test_every_operation_has_defaults_of_its_own(name, tmp_path, monkeypatch):
 def test_a_wrong_parameter_is_told_where_it_stands(op, place, what, do, tmp_path, monkeypatch):
     ((found_place, found_what, found_do),) = problems_of(tmp_path, monkeypatch, [op])
     assert what in found_what
+    assert "a mapping, nor a mapping" not in found_what
     assert do in found_do
     assert found_place == place
 

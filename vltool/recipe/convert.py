@@ -61,7 +61,7 @@ def convert(node: Node, wanted: types.Type, key: str, problems: list[Problem]) -
     before = len(problems)
     value = to_plain(node, key, problems)
     if len(problems) == before and not any(_fits(value, option) for option in options):
-        what = f"{key}: {_shown(node)} is not {', nor '.join(filter(None, map(_describe, options)))}"
+        what = f"{key}: {_shown(node)} is not {', nor '.join(dict.fromkeys(filter(None, map(_describe, options))))}"
         problems.append(Problem(what, _advice(node, options, key), node.where))
     return value
 
@@ -173,9 +173,11 @@ def _describe(wanted: types.Type) -> str:
 def _bounds(wanted: types.IntType | types.FloatType) -> str:
     if wanted.ge is not None and wanted.le is not None:
         return f" from {_number(wanted.ge)} to {_number(wanted.le)}"
-    if wanted.gt is not None:
-        return f" above {_number(wanted.gt)}"
-    return "" if wanted.ge is None else f" of at least {_number(wanted.ge)}"
+    low = "" if wanted.ge is None else f" of at least {_number(wanted.ge)}"
+    low = f" above {_number(wanted.gt)}" if wanted.gt is not None else low
+    high = "" if wanted.le is None else f" of at most {_number(wanted.le)}"
+    high = f" below {_number(wanted.lt)}" if wanted.lt is not None else high
+    return " and".join(filter(None, (low, high)))
 
 
 def _number(value: float) -> str:
