@@ -193,23 +193,12 @@ class CaptionDataset:
         """The record on its augmented image; as it was where the model could not see that."""
         assert self.augmenter is not None
         done = self.augmenter.apply(np.asarray(images[0]), record.objects, **_draw(standing, policy))
+        kinds, dropped = (tuple(item.kind for item in items) for items in (record.objects, done.dropped))
         height, width = done.image.shape[:2]
         if self._too_thin(width, height):
-            return record, images, Change(tuple(item.kind for item in record.objects), reverted=True)
-        changed = msgspec.structs.replace(record, objects=done.objects, width=width, height=height)
-        kinds = tuple(item.kind for item in record.objects)
-        try:
-            seen(changed, self._max_pixels)
-        except BadContent:
-            # The record is good as it is; a draw that made its image too thin ends no run.
             return record, images, Change(kinds, reverted=True)
-        change = Change(
-            kinds,
-            tuple(item.kind for item in done.dropped),
-            done.bypassed,
-            done.reverted,
-            done.cropped,
-        )
+        changed = msgspec.structs.replace(record, objects=done.objects, width=width, height=height)
+        change = Change(kinds, dropped, done.bypassed, done.reverted, done.cropped)
         return changed, [Image.fromarray(done.image)], change
 
 
