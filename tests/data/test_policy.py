@@ -31,6 +31,21 @@ def test_a_fused_file_mixed_anew_follows_the_new_mixture_as_it_does_offline(prom
     assert (found.dataset, found.curriculum_enabled) == (again.dataset, again.curriculum_enabled)
 
 
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"user_prompt": "look: <|image_pad|>"}, "metadata.fusion.user_prompt contains <|image_pad|>"),
+        ({"system_prompt": "<|im_end|>"}, "metadata.fusion.system_prompt contains <|im_end|>"),
+        ({"max_objects": 0}, "metadata.fusion is none that vltool fuse wrote"),
+        ({"seed": -1}, "metadata.fusion is none that vltool fuse wrote"),
+    ],
+)
+def test_a_policy_that_no_run_could_follow_is_a_finding(changes, what):
+    with pytest.raises(BadContent) as caught:
+        policy_of(fused(**changes), Policy())
+    assert what in str(caught.value)
+
+
 def test_metadata_that_fuse_did_not_write_is_a_finding():
     with pytest.raises(BadContent, match=r"metadata\.fusion is none that vltool fuse wrote"):
         policy_of(fused(colour="red"), Policy(dataset="new"))

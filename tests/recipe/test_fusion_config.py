@@ -89,7 +89,7 @@ domains: {traget: {}, source: {user_prompt: absent.txt}}
     expected = [
         "1:32: unknown key target.tempate | did you mean template?",
         "1:51: target.ratio: an epoch covers every target once",
-        "4:12: sources[0].ratio: '0.5' is not a number above 0 and of at most 10,000 | the quotes make it text: write ratio: 0.5",
+        "4:12: sources[0].ratio: '0.5' is not a number above 0 and of at most 10,000 | the quotes make it text",
         "5:5: unknown key sources[1].dataset | write name:",
         "5:5: sources[1].train_jsonl is missing",
         "6:12: sources[1].ratio: 0 is not a number above 0",

@@ -176,7 +176,9 @@ def test_every_value_knows_where_it_was_written() -> None:
         ),
         (
             "  augmentation: {ops: [{name: hflop}]}",
-            "5:31: custom.augmentation.ops[0].name: 'hflop' is not one of hflip, vflip, ",
+            "5:31: custom.augmentation.ops[0].name: 'hflop' is not one of hflip, vflip, rotate, scale, "
+            "resize_by_scale, random_crop, color_jitter, gamma, hsv, clahe, auto_contrast, sharpness, pad_to_multiple, "
+            "expand_to_fit_affine",
             "did you mean hflip?",
         ),
         ("  augmentation: {ops: [{params: {}}]}", "5:24: custom.augmentation.ops[0].name is missing", ""),

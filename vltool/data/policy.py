@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from vltool.data.conversation import Prompts
+from vltool.data.fields import reserved_in
 from vltool.data.record import Record
 from vltool.errors import BadContent, Problem
 
@@ -24,9 +27,9 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """None for the run's own; empty for none."""
     augmentation_enabled: bool = True
     curriculum_enabled: bool = True
-    max_objects: int | None = None
+    max_objects: Annotated[int, Meta(ge=1)] | None = None
     """Objects of a record that are described."""
-    seed: int | None = None
+    seed: Annotated[int, Meta(ge=0)] | None = None
     """Of the draw of these objects; None for the run's own."""
 
     def prompts(self, default: Prompts) -> Prompts:
@@ -49,6 +52,10 @@ def policy_of(record: Record, otherwise: Policy) -> Policy:
         what = f"metadata.{KEY} is none that vltool fuse wrote: {error}"
         do = f"name data of your own otherwise: metadata.{KEY} says how a mixture is read"
         raise BadContent(Problem(what, do, id="record-field")) from error
+    for name, text in (("user_prompt", own.user_prompt), ("system_prompt", own.system_prompt)):
+        if found := reserved_in(text or ""):
+            what = f"metadata.{KEY}.{name} contains {found}, which the model's template takes for an instruction"
+            raise BadContent(Problem(what, "remove it; images are placed by vltool", id="record-field"))
     if not otherwise.dataset:
         return own
     user = own.user_prompt if otherwise.user_prompt is None else otherwise.user_prompt
