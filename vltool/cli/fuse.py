@@ -38,7 +38,15 @@ def fuse(
         ),
     ] = None,
     epoch: Annotated[int, typer.Option("--epoch", metavar="N", min=0, help="The epoch, from 0.")] = 0,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="The seed, as training.seed.")] = 42,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            min=0,
+            help="The seed, as data.data_seed.",
+        ),
+    ] = 42,
     split: Annotated[
         Split, typer.Option("--split", help="`val`: every val_jsonl whole and in order, instead of an epoch.")
     ] = Split.train,
@@ -155,33 +163,25 @@ def _table(output: Output, mixture: Mixture) -> None:
     from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, title=mixture.fusion.file, title_justify="left")
-    for name in ("dataset", "role"):
-        table.add_column(name)
-    for name in ("records", "ratio", "drawn", "passes", "objects"):
+    table.add_column("dataset", overflow="fold", min_width=10)
+    for name in ("ratio", "records", "drawn", "objects"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("augmented", "prompt"):
-        table.add_column(name)
+    table.add_column("augments", no_wrap=True)
+    table.add_column("prompt", ratio=1, no_wrap=True, overflow="ellipsis")
     for row in _rows(mixture):
         most, ratio, passes = row["max_objects_per_image"], row["ratio"], row["passes"]
-        augmented = "+ curriculum" if row["curriculum_enabled"] else "yes"
+        augmented = "yes" if row["curriculum_enabled"] else "no curriculum"
         table.add_row(
             Text(row["name"], style="cyan"),
-            row["role"],
+            "target" if ratio is None else f"{ratio:g}",
             f"{row['records']:,}",
-            "" if ratio is None else f"{ratio:g}",
-            f"{row['drawn']:,}",
-            "" if passes is None else f"{passes:g}",
+            f"{row['drawn']:,}" + (f" ({passes:.3g} ×)" if (passes or 0) > 1 else ""),
             "all" if most is None else f"≤ {most}",
             augmented if mixture.split == "train" and row["augmentation_enabled"] else "no",
-            Text("recipe's" if row["user_prompt"] is None else _short(row["user_prompt"])),
+            Text("the recipe's" if row["user_prompt"] is None else " ".join(row["user_prompt"].split())),
         )
     output.result.print(table, soft_wrap=False)
     output.line(f"{len(mixture):,} records", f" an epoch, seed {mixture.seed}" if mixture.split == "train" else "")
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 40 else f"{line[:39]}…"
 
 
 def _say(output: Output, done: Fused) -> None:
