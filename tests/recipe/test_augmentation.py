@@ -89,15 +89,18 @@ ROTATE = "{name: rotate, params: {max_deg: 5.0}}"
         ("{until_percent: 20}, {until_percent: 20}", "the phase ends at 20, not after the one before", "in order"),
         ("{until_percent: 20}, {until_step: 30}", "some phases end by percent, others by step", "in one unit"),
         ("{until_step: 3, ops: {rotat: {prob: 1.0}}}", "rotat is none of the ops", "did you mean rotate?"),
-        ("{until_step: 3, ops: {gamma: {prob: 1.0}}}", "gamma is none of the ops", "list it under ops too"),
+        ("{until_step: 3, ops: {hsv: {prob: 1.0}}}", "hsv is none of the ops", "list it under ops too"),
         ("{until_step: 3, ops: {rotate: {max_dg: 1.0}}}", "rotate has no max_dg", "did you mean max_deg?"),
         ("{until_step: 3, ops: {rotate: {max_deg: 181.0}}}", "<= 180", "a value that the op itself could have"),
         ("{until_step: 3, ops: {rotate: {deg: [1.0, 2.0]}}}", "rotate.deg cannot go from None", ""),
+        ("{until_step: 3, ops: {scale: {lo: 1.05}}}, {until_step: 4, ops: {scale: {hi: 1.0}}}", "above hi, 1", ""),
+        ("{until_step: 3, ops: {gamma: {gamma: [1.2, 0.5]}}}", "from 1.2 down to 0.5", "write [0.5, 1.2]"),
         ("{until_step: 3, bypass_prob: 2}", "2 is not a number from 0 to 1", ""),
     ],
 )
 def test_a_curriculum_that_cannot_be_followed_is_told(phases, what, do, tmp_path, monkeypatch):
-    found = problems_of(tmp_path, monkeypatch, [ROTATE], CURRICULUM.format(phases))
+    ops = [ROTATE, "{name: scale}", "{name: gamma}"]
+    found = problems_of(tmp_path, monkeypatch, ops, CURRICULUM.format(phases))
     assert any(what in found_what and do in found_do for _, found_what, found_do in found), found
 
 
@@ -105,3 +108,17 @@ def test_a_good_curriculum_arrives_typed(tmp_path, monkeypatch):
     phases = "{until_percent: 30, ops: {rotate: {max_deg: 9.0, prob: 1.0}}}, {until_percent: 100, bypass_prob: 0.0}"
     augmentation = loaded(tmp_path, monkeypatch, [ROTATE], CURRICULUM.format(phases))
     assert [phase.until_percent for phase in augmentation.curriculum.phases] == [30.0, 100.0]
+
+
+def test_a_fault_in_a_phase_is_told_at_its_parameter(tmp_path, monkeypatch):
+    phases = "{until_step: 3, ops: {rotate: {prob: 0.5, max_deg: 900}}}"
+    ((place, what, _),) = problems_of(tmp_path, monkeypatch, [ROTATE], CURRICULUM.format(phases))
+    line = CURRICULUM.format(phases)
+    assert place == f"9:{line.index('900') + 1}"
+    assert "rotate.max_deg" in what
+
+
+def test_a_phase_may_move_a_whole_range_past_where_it_was(tmp_path, monkeypatch):
+    phases = "{until_step: 3, ops: {scale: {lo: 1.5, hi: 2.0}}}, {until_step: 9, ops: {scale: {hi: 0.8, lo: 0.7}}}"
+    augmentation = loaded(tmp_path, monkeypatch, ["{name: scale}"], CURRICULUM.format(phases))
+    assert [phase.ops["scale"]["lo"] for phase in augmentation.curriculum.phases] == [1.5, 0.7]

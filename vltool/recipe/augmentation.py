@@ -58,7 +58,9 @@ class RandomCrop(_Drawn, frozen=True, kw_only=True):
     """`random_crop`: a part of the image; not taken where objects would suffer more than these say."""
 
     scale: Annotated[tuple[Share, Share], Meta(description="Range of the part's share of the area.")] = (0.6, 1.0)
-    aspect_ratio: Annotated[tuple[Ratio, Ratio], Meta(description="Range of width over height.")] = (0.8, 1.25)
+    aspect_ratio: Annotated[
+        tuple[Ratio, Ratio], Meta(description="Range of width over height; the nearest that fits the image.")
+    ] = (0.8, 1.25)
     min_coverage: Annotated[
         Probability, Meta(description="Share of an object's area or length that must stay, or it is dropped.")
     ] = 0.3

@@ -77,7 +77,7 @@ def curriculum_faults(curriculum: Curriculum, ops: Sequence[AugmentOp]) -> Itera
     used = [name for name in ("until_percent", "until_step") if any(getattr(p, name) for p in curriculum.phases)]
     if not curriculum.phases:
         yield Fault("curriculum.phases", "the curriculum has no phase", "write [{until_percent: 50, ops: {…}}]")
-    before = 0.0
+    before, reached = 0.0, list(ops)
     for number, phase in enumerate(curriculum.phases):
         key = f"curriculum.phases[{number}]"
         ends = [end for end in (phase.until_percent, phase.until_step) if end is not None]
@@ -88,37 +88,52 @@ def curriculum_faults(curriculum: Curriculum, ops: Sequence[AugmentOp]) -> Itera
             yield Fault(key, f"the phase ends at {ends[0]:g}, not after the one before it", "put phases in order")
         before = max([before, *ends])
         for name, params in phase.ops.items():
-            yield from _phase_faults(f"{key}.ops.{name}", name, params, ops)
+            yield from _phase_faults(f"{key}.ops.{name}", name, params, reached)
     if len(used) == 2:
         yield Fault("curriculum.phases", "some phases end by percent, others by step", "write all ends in one unit")
 
 
-def _phase_faults(key: str, name: str, params: Mapping[str, Any], ops: Sequence[AugmentOp]) -> Iterator[Fault]:
-    meant = [op for op in ops if op.name == name]
+def _phase_faults(key: str, name: str, params: Mapping[str, Any], reached: list[AugmentOp]) -> Iterator[Fault]:
+    """What is wrong with what a phase says of one operation; `reached`, at the phase before, goes to its end."""
+    meant = [number for number, op in enumerate(reached) if op.name == name]
     if not meant:
-        guess = nearest(name, {op.name for op in ops}) or nearest(name, OPS)
-        do = f"did you mean {guess}?" if guess in {op.name for op in ops} else "list it under ops too"
+        names = {op.name for op in reached}
+        guess = nearest(name, names) or nearest(name, OPS)
+        do = f"did you mean {guess}?" if guess in names else "list it under ops too"
         yield Fault(key, f"{name} is none of the ops", do)
         return
+    valid = dict[str, Any]()
     for param, value in params.items():
-        known = msgspec.structs.asdict(meant[0].params)
-        if param not in known:
-            guess = nearest(param, known)
-            yield Fault(f"{key}.{param}", f"{name} has no {param}", f"did you mean {guess}?" if guess else "")
-            continue
-        if any(not _moves(getattr(op.params, param)) for op in meant):
-            what = f"{name}.{param} cannot go from {known[param]!r} to another value bit by bit"
-            yield Fault(f"{key}.{param}", what, "numbers and ranges of numbers can; give the op its first value")
-            continue
-        for op in meant:
-            try:
-                moved = with_params(op, {param: value})
-            except msgspec.ValidationError as error:
-                yield Fault(f"{key}.{param}", f"{name}.{param}: {error}", "write a value that the op itself could have")
-                break
-            if found := next(params_faults(moved), None):
-                yield Fault(f"{key}.{param}", f"{name}: {found.what}", found.do)
-                break
+        if fault := _value_fault(f"{key}.{param}", param, value, [reached[number] for number in meant]):
+            yield fault
+        else:
+            valid[param] = value
+    told = False
+    for number in meant:
+        agreed = next(params_faults(reached[number]), None) is None
+        reached[number] = with_params(reached[number], valid)
+        # Together only: a phase may move both ends of a range past where one of them was.
+        if agreed and not told and (found := next(params_faults(reached[number]), None)):
+            told = True
+            at = found.key if found.key in valid else next(reversed(valid))
+            yield Fault(f"{key}.{at}", f"{name}: {found.what}", found.do)
+
+
+def _value_fault(key: str, param: str, value: Any, ops: Sequence[AugmentOp]) -> Fault | None:
+    """What is wrong with a parameter's value by itself, for operations of one name."""
+    name, known = ops[0].name, msgspec.structs.asdict(ops[0].params)
+    if param not in known:
+        guess = nearest(param, known)
+        return Fault(key, f"{name} has no {param}", f"did you mean {guess}?" if guess else "")
+    if any(not _moves(getattr(op.params, param)) for op in ops):
+        what = f"{name}.{param} cannot go from {known[param]!r} to another value bit by bit"
+        return Fault(key, what, "numbers and ranges of numbers can; give the op its first value")
+    try:
+        with_params(ops[0], {param: value})
+    except msgspec.ValidationError as error:
+        what = f"{name}.{param}: {str(error).partition(' - at ')[0]}"
+        return Fault(key, what, "write a value that the op itself could have")
+    return None
 
 
 def _moves(value: Any) -> bool:

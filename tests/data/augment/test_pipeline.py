@@ -68,9 +68,9 @@ def shapes(draw, width: int, height: int):
 
 
 @st.composite
-def points_of_line(draw, width: int, height: int):
-    count = draw(st.integers(2, 6))
-    return Object("line", "line", tuple((draw(st.floats(0, width)), draw(st.floats(0, height))) for _ in range(count)))
+def points_of_line(draw, width: int, height: int, margin: int = 0):
+    xs, ys = st.floats(margin, width - margin), st.floats(margin, height - margin)
+    return Object("line", "line", tuple((draw(xs), draw(ys)) for _ in range(draw(st.integers(2, 6)))))
 
 
 span = st.tuples(st.floats(0.8, 1.25), st.floats(0.8, 1.25)).map(sorted).map(list)
@@ -259,6 +259,59 @@ def test_a_crop_that_would_hurt_is_not_taken():
     assert (fewer.width, fewer.height) == (50, 50)
     assert len(fewer.dropped) >= 3
     assert Pipeline.from_ops([]).place(100, 100, [line], rng=rng()).cropped is None
+
+
+@quick
+@given(st.integers(50, 4000), st.integers(50, 4000), st.floats(0.05, 1.0), st.floats(0.05, 20.0), st.integers(0, 99))
+def test_a_crop_has_the_share_of_the_area_that_was_asked_for(width, height, share, ratio, seed):
+    crop = Pipeline.from_ops([op("random_crop", scale=[share, share], aspect_ratio=[ratio, ratio])])
+    done = crop.place(width, height, [], rng=rng(seed))
+    # Sides are whole pixels: half of one either way on both.
+    assert abs(done.width * done.height - share * width * height) <= (done.width + done.height) / 2 + 1
+    if math.sqrt(share * width * height * ratio) <= width and math.sqrt(share * width * height / ratio) <= height:
+        assert (done.width - 1) / (done.height + 1) <= ratio <= (done.width + 1) / max(done.height - 1, 1e-9)
+
+
+@quick
+@given(st.data())
+def test_affine_operations_add_up_in_their_order(data):
+    width, height = data.draw(sides), data.draw(sides)
+    item = data.draw(shapes(width, height))
+    ops = data.draw(chains({"hflip", "vflip", "rotate", "scale"}))
+    if data.draw(st.booleans()):
+        ops.append(op("expand_to_fit_affine", multiple=32))
+    done = Pipeline.from_ops(ops).apply(image_of(item, width, height), [item], rng=rng(data.draw(st.integers(0, 99))))
+    if done.objects:
+        want = drawn(done.objects[0], done.width, done.height)
+        if want.sum() >= 32 * 32:
+            assert iou(seen(done.image), want) >= 0.98
+
+
+@pytest.mark.parametrize("name", sorted(PARAMS))
+@quick
+@given(st.data())
+def test_a_drawn_line_goes_where_its_points_go(name, data):
+    width, height = data.draw(sides), data.draw(sides)
+    line = data.draw(points_of_line(width, height, margin=8))  # the whole band is in the image
+    band = Object("band", "poly", tuple(shapely.LineString(line.points).buffer(5).exterior.coords))
+    pipeline = Pipeline.from_ops([op(name, **data.draw(PARAMS[name]))])
+    done = pipeline.apply(image_of(band, width, height), [line], rng=rng(data.draw(st.integers(0, 99))))
+    lit = seen(done.image)
+    for moved in done.objects:
+        path = shapely.LineString(moved.points)
+        for share in np.linspace(0.0, 1.0, 60):
+            point = path.interpolate(share, normalized=True)
+            x, y = min(int(point.x), done.width - 1), min(int(point.y), done.height - 1)
+            assert lit[y, x], (point, moved)
+
+
+def test_operations_are_done_in_the_order_of_the_list():
+    box = Object("b", "bbox_2d", ((40.0, 0.0), (60.0, 20.0)))  # at the top
+    quarter, flip = op("rotate", deg=[90.0, 90.0]), op("hflip")
+    for ops, x in (([quarter, flip], 0.0), ([flip, quarter], 80.0)):
+        done = Pipeline.from_ops(ops).apply(image_of(box, 100, 100), [box], rng=rng())
+        assert done.objects == (Object("b", "bbox_2d", ((x, 40.0), (x + 20.0, 60.0))),)
+        assert seen(done.image)[50, int(x) + 10]
 
 
 def test_what_is_no_operation_is_refused_with_every_problem():

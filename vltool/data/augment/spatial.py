@@ -117,8 +117,9 @@ class Canvas:
         across, down = rng.random(), rng.random()
         self.flush()
         area = share * self.width * self.height
-        width = min(max(round(math.sqrt(area * ratio)), 1), self.width)
-        height = min(max(round(math.sqrt(area / ratio)), 1), self.height)
+        # A ratio that does not fit gives way, so that the share of the area is the one that was drawn.
+        wide = min(max(math.sqrt(area * ratio), area / self.height), self.width)
+        width, height = max(round(wide), 1), max(round(area / wide), 1)
         left, top = math.floor(across * (self.width - width + 1)), math.floor(down * (self.height - height + 1))
         shift = _matrix(1.0, 0.0, -left, 0.0, 1.0, -top)
         stays = []
