@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -58,7 +59,10 @@ def _measured(folder: Path, records: int, size: int) -> list[str]:
     config.write_text(json.dumps({"target": {"train_jsonl": str(inputs[0])}, "sources": sources}), encoding="utf-8")
     cats, runs = [], []
     for _ in range(3):
+        # What earlier rounds left for the disk to write would slow whoever writes next.
+        os.sync()
         cats.append(_cat(inputs, folder / "cat.jsonl"))
+        os.sync()
         command = [sys.executable, "-c", RUN, str(config), str(folder / "mixed.jsonl")]
         runs.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
         out_bytes = (folder / "mixed.jsonl").stat().st_size

@@ -62,10 +62,10 @@ def test_exit_codes(vltool, here):
 
 
 def test_ctrl_c_leaves_nothing(vltool, here, monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vltool.data.fuse.sort_out", stop)
+    monkeypatch.setattr("vltool.data.fuse.write_out", stop)
     before = sorted(here.iterdir())
     assert vltool("fuse", "mix.yaml", "-o", "x.jsonl")[0] == 130
     assert sorted(here.iterdir()) == before

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from vltool.data import fuse as fusing
 from vltool.data.fuse import Options, fuse
+from vltool.data.fusing import gather
 from vltool.data.fusing import inputs as fusing_inputs
 from vltool.data.fusing import shuffle as fusing_shuffle
 from vltool.data.fusion import plan_mixture, policy, with_policy
@@ -46,6 +47,14 @@ def write(path, records, ending="\n"):
         path.write_bytes(b"".join(frames))
     else:
         path.write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(autouse=True, params=["read in place", "through buckets"])
+def way(request, monkeypatch):
+    """Every mixture is the same whether memory holds its inputs or not."""
+    if request.param == "through buckets":
+        monkeypatch.setattr(gather, "SHARE_OF_MEMORY", 0.0)
+    return request.param
 
 
 @pytest.fixture

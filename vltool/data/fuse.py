@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vltool.data.fusing import manifest
+from vltool.data.fusing.gather import Gathered, offsets_of
 from vltool.data.fusing.inputs import COMPRESSED, Input, Table, check_files, count_compressed, nameless, survey
 from vltool.data.fusing.lines import Rewriter, way_to
-from vltool.data.fusing.shuffle import Buckets, Shard, bounds, sort_in, sort_out
+from vltool.data.fusing.shuffle import Buckets, Shard, Source, bounds, sort_in, write_out
 from vltool.data.fusing.workers import processes, spread
 from vltool.data.fusion import Mixture, Split, plan_evaluation, plan_mixture, policy
 from vltool.data.record import parse_record
@@ -126,25 +127,29 @@ def _fuse(fusion: Fusion, out: Path, options: Options, progress: Progress, files
     if options.shard_size:
         _open_folder(out, made_by, done, anew=options.overwrite)
     place.unlink(missing_ok=True)
-    buckets = Buckets(bounds(shards, size * len(mixture) // max(sum(table.counts()), 1)), [])
-    buckets.files.extend(files.enter_context(nameless(folder)) for _ in range(workers))
+    stretches = bounds(shards, size * len(mixture) // max(sum(table.counts()), 1))
     rewriters = [
         Rewriter(policy(dataset, options.split), ways[number], mixture.most(number),
                  _keeper(mixture, number, options.epoch))
         for number, dataset in enumerate(fusion.datasets)
     ]  # fmt: skip
-    sort_in(table, entries_N, buckets, rewriters, mixture, _Told(progress, "sorting", len(mixture)))
-    for one in inputs:
-        if one is not None:
-            one.unchanged()
+    source: Source
+    if (offsets := offsets_of(inputs)) is not None:
+        source = Gathered(inputs, offsets, mixture, codes_N, rewriters, stretches)
+    else:
+        spill = [files.enter_context(nameless(folder)) for _ in range(workers)]
+        source = buckets = Buckets(stretches, codes_N, spill)
+        sort_in(table, entries_N, buckets, rewriters, mixture, _Told(progress, "sorting", len(mixture)))
+        _require_unchanged(inputs)
     del entries_N
     clock.lap("sorting")
     sizes, waited_s = dict(done), 0.0
-    for written in sort_out(buckets, codes_N, shards, list(done), _Told(progress, "writing", len(mixture))):
+    for written in write_out(source, shards, list(done), _Told(progress, "writing", len(mixture)), workers=workers):
         sizes[written.number] = written.bytes
         if options.shard_size:
             manifest.write(out / manifest.PROGRESS, _progress(made_by, shards, sizes))
         waited_s += written.waited_s
+    _require_unchanged(inputs)
     clock.lap("writing", waited_s)
     hashes: dict[Path, str] = {}
     if options.hashing:
@@ -160,6 +165,12 @@ def _fuse(fusion: Fusion, out: Path, options: Options, progress: Progress, files
     if options.shard_size:
         (out / manifest.PROGRESS).unlink(missing_ok=True)
     return Fused(mixture, place, outputs, kept=len(done), seconds=clock.seconds)
+
+
+def _require_unchanged(inputs: Sequence[Input | None]) -> None:
+    for one in inputs:
+        if one is not None:
+            one.unchanged()
 
 
 def _paths(fusion: Fusion, split: Split) -> list[Path | None]:

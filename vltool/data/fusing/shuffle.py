@@ -13,16 +13,16 @@ import gzip
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vltool.data.fusing.inputs import Table, changed, zstandard
+from vltool.data.fusing.inputs import Table, changed, nameless, zstandard
 from vltool.data.fusing.lines import Rewriter, Spliced
 from vltool.data.fusing.workers import spread
 from vltool.data.fusion import Mixture
@@ -63,6 +63,8 @@ class Buckets:
 
     bounds: NDArray[np.int64]
     """Position at which each begins, and the end of the last."""
+    codes_N: NDArray[np.uint32]
+    """The record at each position."""
     files: list[IO[bytes]]
     """Of each process, without a name: gone with the processes, however these end."""
     segments: dict[int, tuple[int, NDArray[np.int64]]] = field(default_factory=dict)
@@ -72,6 +74,21 @@ class Buckets:
 
     def __post_init__(self) -> None:
         self.sizes = np.zeros(len(self.bounds) - 1, np.int64)
+
+    def ordered(self, bucket: int) -> bytes:
+        """The lines of a bucket in the mixture's order."""
+        begin, end = int(self.bounds[bucket]), int(self.bounds[bucket + 1])
+        if begin == end:
+            return b""
+        lines = self.read(bucket).split(b"\n")
+        assert len(lines) == end - begin + 1, (bucket, len(lines), end - begin)
+        # They came by record, and by position where a record is drawn more than once.
+        came_M = np.argsort(self.codes_N[begin:end], kind="stable")
+        place_M = np.empty_like(came_M)
+        place_M[came_M] = np.arange(end - begin)
+        ordered = [lines[i] for i in place_M.tolist()]
+        ordered.append(b"")
+        return b"\n".join(ordered)
 
     def read(self, bucket: int) -> bytes:
         """Its lines, in the inputs' order."""
@@ -188,22 +205,33 @@ def _sorted_piece(
     return parts
 
 
-def sort_out(
-    buckets: Buckets,
-    codes_N: NDArray[np.uint32],
-    shards: Sequence[Shard],
-    skip: Sequence[int],
-    told: Callable[[int], None],
-) -> Iterator[Written]:
-    """Put each bucket in order and write the shards, beside their paths, but those whose numbers are in `skip`.
+class Source(Protocol):
+    """The mixture's lines, by stretches of its order."""
 
-    Yields a shard once it is complete and renamed. codes_N: the record at each position. told: lines written.
+    @property
+    def bounds(self) -> NDArray[np.int64]:
+        """Position at which each begins, and the end of the last."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64] | None:
+        """Bytes of each; None where they are not known beforehand."""
+
+    def ordered(self, stretch: int, /) -> bytes:
+        """The lines of one, in order."""
+
+
+def write_out(
+    source: Source, shards: Sequence[Shard], skip: Sequence[int], told: Callable[[int], None], *, workers: int
+) -> Iterator[Written]:
+    """Write the shards, beside their paths, but those whose numbers are in `skip`.
+
+    Yields a shard once it is complete and renamed. told: lines written.
     """
-    workers = len(buckets.files)
-    first = np.searchsorted(buckets.bounds[:-1], [shard.begin for shard in shards]).tolist()
-    last = [*first[1:], len(buckets.bounds) - 1]
+    first = np.searchsorted(source.bounds[:-1], [shard.begin for shard in shards]).tolist()
+    last = [*first[1:], len(source.bounds) - 1]
     if len(shards) == 1 and not skip and shards[0].path.suffix not in OPENERS:
-        yield _one_plain(buckets, codes_N, shards[0], told)
+        one = _one_in_parts if source.sizes is None else _one_plain
+        yield one(source, shards[0], told, workers)
         return
     todo = [number for number in range(len(shards)) if number not in set(skip)]
 
@@ -212,8 +240,8 @@ def sort_out(
             with written_beside(shards[number].path) as beside:
                 with opened(beside, shards[number].path.suffix) as out:
                     for bucket in range(first[number], last[number]):
-                        out.write(_ordered(buckets, codes_N, bucket))
-                        yield int(buckets.bounds[bucket + 1] - buckets.bounds[bucket])
+                        out.write(source.ordered(bucket))
+                        yield int(source.bounds[bucket + 1] - source.bounds[bucket])
                 size = beside.stat().st_size
             yield Written(number, size)
 
@@ -224,16 +252,16 @@ def sort_out(
             told(item)
 
 
-def _one_plain(buckets: Buckets, codes_N: NDArray[np.uint32], shard: Shard, told: Callable[[int], None]) -> Written:
+def _one_plain(source: Source, shard: Shard, told: Callable[[int], None], workers: int) -> Written:
     """One file, written by all processes at once: where each bucket goes is known beforehand."""
-    workers = len(buckets.files)
-    offsets = [0, *np.cumsum(buckets.sizes).tolist()]
+    assert source.sizes is not None
+    offsets = [0, *source.sizes.cumsum().tolist()]
     with written_beside(shard.path) as beside, beside.open("wb") as file:
 
         def work(worker: int) -> Iterator[int]:
             for bucket in range(worker, len(offsets) - 1, workers):
-                _write(file.fileno(), _ordered(buckets, codes_N, bucket), offsets[bucket])
-                yield int(buckets.bounds[bucket + 1] - buckets.bounds[bucket])
+                _write(file.fileno(), source.ordered(bucket), offsets[bucket])
+                yield int(source.bounds[bucket + 1] - source.bounds[bucket])
 
         for count in spread(work, workers):
             told(count)
@@ -243,20 +271,35 @@ def _one_plain(buckets: Buckets, codes_N: NDArray[np.uint32], shard: Shard, told
     return Written(0, offsets[-1], waited_s)
 
 
-def _ordered(buckets: Buckets, codes_N: NDArray[np.uint32], bucket: int) -> bytes:
-    """The lines of a bucket in the mixture's order."""
-    begin, end = int(buckets.bounds[bucket]), int(buckets.bounds[bucket + 1])
-    if begin == end:
-        return b""
-    lines = buckets.read(bucket).split(b"\n")
-    assert len(lines) == end - begin + 1, (bucket, len(lines), end - begin)
-    # They came by record, and by position where a record is drawn more than once.
-    came_M = np.argsort(codes_N[begin:end], kind="stable")
-    place_M = np.empty_like(came_M)
-    place_M[came_M] = np.arange(end - begin)
-    ordered = [lines[i] for i in place_M.tolist()]
-    ordered.append(b"")
-    return b"\n".join(ordered)
+def _one_in_parts(source: Source, shard: Shard, told: Callable[[int], None], workers: int) -> Written:
+    """One file, to whose first part, which one process writes, the parts of the others are added."""
+    stretches = len(source.bounds) - 1
+    cuts = [stretches * worker // workers for worker in range(workers + 1)]
+    with written_beside(shard.path) as beside, ExitStack() as files:
+        parts: list[IO[bytes]] = [files.enter_context(beside.open("wb+"))]
+        parts += [files.enter_context(nameless(beside.parent)) for _ in range(1, workers)]
+
+        def work(worker: int) -> Iterator[int]:
+            size = 0
+            for stretch in range(cuts[worker], cuts[worker + 1]):
+                data = source.ordered(stretch)
+                _write(parts[worker].fileno(), data, size)
+                size += len(data)
+                yield int(source.bounds[stretch + 1] - source.bounds[stretch])
+
+        for count in spread(work, workers):
+            told(count)
+        whole = parts[0].fileno()
+        size = os.fstat(whole).st_size
+        for part in parts[1:]:
+            rest, at = os.fstat(part.fileno()).st_size, 0
+            while at < rest:
+                at += os.copy_file_range(part.fileno(), whole, rest - at, at, size + at)
+            size += rest
+        began = time.perf_counter()
+        os.fsync(whole)
+        waited_s = time.perf_counter() - began
+    return Written(0, size, waited_s)
 
 
 def _write(descriptor: int, data: bytes, offset: int) -> None:
