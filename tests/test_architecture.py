@@ -123,7 +123,7 @@ def loaded_by(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([name, "--help"] for name in ("train", "check", "fuse", "smoke")), ["--version"]],
+    [["--help"], *([name, "--help"] for name in ("train", "check", "fuse", "inspect-ckpt", "smoke")), ["--version"]],
 )
 def test_help_loads_nothing_heavy(arguments):
     code = (

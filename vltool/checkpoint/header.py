@@ -5,18 +5,25 @@ Format: https://huggingface.co/docs/safetensors/index#format
 
 from __future__ import annotations
 
+import codecs
+import json
 import math
+import re
+import stat
 import struct
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from vltool.errors import BadContent
 
 MAX_HEADER_BYTES = 100_000_000
 """The limit of the safetensors library itself."""
+LARGEST_HEADER = 16 << 20
+"""Bytes that an inspection reads: a hundred thousand tensors in one file, many times what any model's shards have."""
+LFS_POINTER = b"version https://git-lfs"
 
 
 class TensorInfo(Struct, frozen=True):
@@ -34,14 +41,24 @@ _BITS = {
     **dict.fromkeys(("U32", "I32", "F32"), 32),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
 }
-"""Bits of an element; a type that is not here is taken at its word."""
-_Size = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""Bits of an element; the library refuses other types."""
+_MOST = 2**64 - 1
+"""The largest number that the library reads, and the largest product of a shape in bits that it works out."""
+_DEEPEST = 120
+"""Nesting that the library's reader of JSON goes along with."""
 
 
-class _Entry(Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class _Entry:
     dtype: str
-    shape: tuple[_Size, ...]
-    data_offsets: tuple[_Size, _Size]
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+class _Fields(Struct, frozen=True):
+    dtype: str
+    shape: tuple[msgspec.Raw, ...]
+    data_offsets: tuple[msgspec.Raw, msgspec.Raw]
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -53,19 +70,35 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return {name: TensorInfo(entry.dtype, entry.shape) for name, entry in entries.items()}
 
 
+def read_places(path: Path, *, most: int = MAX_HEADER_BYTES) -> dict[str, tuple[TensorInfo, int, int]]:
+    """Tensors of one .safetensors file, each with the bytes of the file that it takes: from, to.
+
+    most: bytes of a header that is read, which takes several times its size in memory.
+    Raises as `read_header` does, and for a longer header.
+    """
+    entries, start = _entries(path, most)
+    return {
+        name: (TensorInfo(entry.dtype, entry.shape), start + entry.data_offsets[0], start + entry.data_offsets[1])
+        for name, entry in entries.items()
+    }
+
+
 def tensor_offsets(path: Path) -> list[int]:
     """Where in the file each tensor's bytes begin, in rising order. Raises as `read_header` does."""
     entries, start = _entries(path)
     return sorted(start + entry.data_offsets[0] for entry in entries.values())
 
 
-def _entries(path: Path) -> tuple[dict[str, _Entry], int]:
+def _entries(path: Path, most: int = MAX_HEADER_BYTES) -> tuple[dict[str, _Entry], int]:
     """The header, held against the file, and where the tensors' bytes begin."""
     try:
-        size, raw = _read(path)
+        size, raw = _read(path, most)
+        # The library wants all of it in UTF-8; msgspec looks only at what it hands over.
+        _check_utf8(raw)
         header = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-        header.pop("__metadata__", None)
-        entries = {name: msgspec.json.decode(value, type=_Entry) for name, value in header.items()}
+        if (metadata := header.pop("__metadata__", None)) is not None:
+            msgspec.json.decode(metadata, type=dict[str, str] | None)
+        entries = {name: _entry(bytes(value)) for name, value in header.items()}
     except OSError as error:
         raise BadContent(f"{path}: cannot be read: {error.strerror}", "copy the file again") from error
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
@@ -77,8 +110,7 @@ def _entries(path: Path) -> tuple[dict[str, _Entry], int]:
             raise BadContent(
                 f"{path}: {name} lies at {begin} to {stop}, the tensor before it ends at {end}", "copy the file again"
             )
-        bits = _BITS.get(entry.dtype)
-        if bits is not None and math.prod(entry.shape) * bits != (stop - begin) * 8:
+        if math.prod(entry.shape) * _BITS[entry.dtype] != (stop - begin) * 8:
             raise BadContent(
                 f"{path}: {name} takes {stop - begin} bytes, which {entry.dtype} of shape {entry.shape} does not",
                 "copy the file again",
@@ -92,17 +124,93 @@ def _entries(path: Path) -> tuple[dict[str, _Entry], int]:
     return entries, 8 + len(raw)
 
 
-def _read(path: Path) -> tuple[int, bytes]:
+def _entry(value: bytes) -> _Entry:
+    """One tensor's entry, under the library's rules. Raises ValueError for what breaks them.
+
+    Those are serde's: three fields, in an object or in a list, none of them twice; others are looked over.
+    """
+    as_list = value[:1] == b"["
+    if b"\\" in value or value.count(b'"') != (2 if as_list else 8):
+        _look_over(value)
+    if as_list:
+        dtype, shape, offsets = msgspec.json.decode(value, type=_LISTED)
+    else:
+        fields = msgspec.json.decode(value, type=_Fields)
+        dtype, shape, offsets = fields.dtype, fields.shape, fields.data_offsets
+    if dtype not in _BITS:
+        raise ValueError(f"{dtype!r} is no type of element")
+    sides = tuple(map(_number, shape))
+    # In this order, as the library multiplies: what overflows on the way is refused even if a zero follows.
+    product = 1
+    for side in (*sides, _BITS[dtype]):
+        product *= side
+        if product > _MOST:
+            raise ValueError(f"a shape of {list(sides)} is more than can be addressed")
+    return _Entry(dtype, sides, (_number(offsets[0]), _number(offsets[1])))
+
+
+_LISTED = tuple[str, tuple[msgspec.Raw, ...], tuple[msgspec.Raw, msgspec.Raw]]
+
+
+def _look_over(value: bytes) -> None:
+    """Refuse a field that stands twice, and what the library's reader of JSON would not read in the others."""
+    pairs = json.loads(value, object_pairs_hook=list)
+    if not isinstance(pairs, list):
+        raise ValueError("a tensor's entry is no object")
+    names = [pair[0] for pair in pairs if isinstance(pair, tuple) and pair[0] in _Fields.__struct_fields__]
+    if len(set(names)) < len(names):
+        raise ValueError("a field of a tensor stands twice")
+    msgspec.json.decode(value)
+    depth = deepest = 0
+    for char in re.sub(rb'"(?:[^"\\]|\\.)*"', b"", value):
+        depth += (char in b"[{") - (char in b"]}")
+        deepest = max(deepest, depth)
+    if deepest > _DEEPEST:
+        raise ValueError("nested too deeply")
+
+
+def _check_utf8(raw: bytes) -> None:
+    """Raise UnicodeDecodeError for bytes that are no UTF-8, without a second copy of them all."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for begin in range(0, len(raw), 1 << 20):
+        decoder.decode(raw[begin : begin + (1 << 20)])
+    decoder.decode(b"", final=True)
+
+
+def _number(raw: msgspec.Raw) -> int:
+    text = bytes(raw).strip()
+    if not text.isdigit() or len(text) > 20 or int(text) > _MOST:
+        raise ValueError(f"{text[:30].decode('utf-8', 'replace')} is no size")
+    return int(text)
+
+
+def _is_pointer(path: Path) -> bool:
+    """Whether a file is what git leaves in place of one that git-lfs keeps."""
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+
+
+def _read(path: Path, most: int) -> tuple[int, bytes]:
     """Size of the file, and its header as it stands there."""
-    size = path.stat().st_size
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise BadContent(f"{path}: is no regular file", "take it away, or put the file itself there")
+    size = state.st_size
     with path.open("rb") as file:
         prefix = file.read(8)
         if len(prefix) < 8:
             raise BadContent(f"{path}: {size} bytes are too few for a safetensors file", "copy the file again")
         (length,) = struct.unpack("<Q", prefix)
         if length > min(size - 8, MAX_HEADER_BYTES):
+            if _is_pointer(path):
+                raise BadContent(f"{path}: is a git-lfs pointer: the file itself was never fetched", "git lfs pull")
             raise BadContent(
                 f"{path}: announces a header of {length} bytes, the file has {size}",
                 "it is truncated or no safetensors file: copy it again",
+            )
+        if length > most:
+            raise BadContent(
+                f"{path}: has a header of {length / 1e6:.0f} MB, which was not read: no model's has more than a few",
+                "write it again with the tool that made it, or take it for an attack",
             )
         return size, file.read(length)

@@ -11,6 +11,7 @@ import typer
 from vltool import __version__
 from vltool.cli.check import check
 from vltool.cli.fuse import fuse
+from vltool.cli.inspect_ckpt import inspect_ckpt
 from vltool.cli.render_config import render_config
 from vltool.cli.smoke import smoke
 from vltool.cli.train import train
@@ -49,6 +50,7 @@ def _root(
 app.command()(train)
 app.command()(check)
 app.command()(fuse)
+app.command()(inspect_ckpt)
 app.command()(render_config)
 app.command()(smoke)
 

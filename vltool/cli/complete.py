@@ -22,6 +22,21 @@ def target_names(incomplete: str) -> list[str]:
     return _names(incomplete, (".yaml", ".yml", ".json", ".jsonl"))
 
 
+def checkpoint_folders(incomplete: str) -> list[str]:
+    """Checkpoint folders below the working directory or below the folder that was begun."""
+    from pathlib import Path
+
+    begun = incomplete.rpartition("/")[0]
+    here = Path(begun) if begun else Path("/" if incomplete.startswith("/") else ".")
+    marks = ("adapter_config.json", "config.json", "trainer_state.json")
+    try:
+        folders = [path for path in sorted(here.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    except OSError:
+        return []
+    found = [str(path) for path in folders if any((path / mark).is_file() for mark in marks)]
+    return [_as_typed(name) for name in found if name.startswith(incomplete)]
+
+
 def _names(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     from pathlib import Path
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from vltool.errors import nearest
 from vltool.recipe.modules import LISTS, Part, adaptable, close_to, matched, named, part_of, saved, within
@@ -108,7 +110,7 @@ def pattern_means_modules(settings: Settings) -> None:
         settings.problem("tuner.target_regex", what, do)
 
 
-def trained_parts(settings: Settings) -> set[Part]:
+def trained_parts(settings: Settings | Mapping[str, Any]) -> set[Part]:
     """The parts of the model in which something trains, by the recipe alone.
 
     Raises Undecided for a target pattern that is none.
