@@ -19,18 +19,31 @@ from unittest.mock import patch
 import torch
 from distillation_levers import LEVERS, LOSS_PATHS, Lever, loss_arguments
 from distillation_setup import BATCH, GKD, Size, recipe
-from model_flops import step_flops
 from plain_loss import IGNORE, plain_loss, relative
 from torch import Tensor
 from transformers import TrainerCallback
 
+from vltool.audit.anatomy import read_anatomy
+from vltool.audit.model_flops import Batch, step_flops
 from vltool.recipe.render import to_yaml
 from vltool.recipe.validate import load_recipe
+from vltool.run.arguments import TunerPlan
 from vltool.run.evidence import to_json
 from vltool.run.plan import RunPlan, make_plan
 from vltool.training import losses, worker
 
 GIB = 2**30
+LANGUAGE_LORA = TunerPlan(
+    tuner_type="lora",
+    freeze_llm=False,
+    freeze_vit=True,
+    freeze_aligner=True,
+    target_modules=("all-linear",),
+    target_regex=None,
+    modules_to_save=(),
+    frozen_vit_blocks=0,
+)
+"""What the recipe of every cell trains."""
 
 
 # --- time and memory --------------------------------------------------------------------------------------
@@ -222,7 +235,11 @@ def swift_cell(
 
 
 def _flops(made: dict[str, Any], shape: str, *, gkd: bool) -> dict[str, float]:
-    return {"flops": step_flops(Path(made["checkpoint"]), made["shapes"][shape], BATCH, gkd=gkd)}
+    anatomy = read_anatomy(Path(made["checkpoint"]), LANGUAGE_LORA, {"lora_rank": 32})
+    row = made["shapes"][shape]
+    patches = (row["side_px"] // anatomy.vision.patch_px) ** 2
+    batch = Batch(rows=BATCH, tokens=row["tokens"], labels=row["labels"], patches=patches)
+    return {"flops": step_flops(anatomy, batch, teacher=gkd)}
 
 
 class Silent:

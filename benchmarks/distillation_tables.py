@@ -8,7 +8,8 @@ from typing import Any
 
 from distillation_levers import LEVERS
 from distillation_setup import BATCH, SIZES
-from model_flops import PEAK_FLOPS, loss_flops
+
+from vltool.audit.model_flops import PEAK_FLOPS, loss_flops
 
 Cells = dict[str, dict[str, Any]]
 WIDTH = 120

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from planning import write_config
+from shapes import write_shapes
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 import vltool.data
@@ -326,3 +327,31 @@ def test_checking_loads_no_training_stack(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"torch", "transformers", "swift", "cv2", "shapely"}
     assert (tmp_path / "page" / "index.html").is_file()
+
+
+def test_a_recipe_s_memory_is_planned(vltool, recipe, base):
+    code, out, err = vltool("check", recipe(custom={"train_jsonl": str(DEMO)}))
+    assert (code, "memory of each GPU" in out) == (0, False)
+    assert "mine: no memory plan: " in err
+
+    write_shapes(base)
+    name = recipe(custom={"train_jsonl": str(DEMO)})
+    code, out, _ = vltool("check", name)
+    assert code == 0
+    for told in ("memory of each GPU", "frozen weights", "needed on each GPU", "MFU", "hours an epoch of 6 samples"):
+        assert told in out
+    code, document = checked(vltool, name)
+    (memory,) = document["memory"]
+    assert (code, memory["fits"], memory["knobs"]) == (0, True, [])
+    assert memory["plan"]["needed"] == memory["plan"]["rows"][-1]["bytes"]
+
+
+def test_a_step_that_does_not_fit_is_a_warning_with_what_to_change(vltool, recipe, base):
+    write_shapes(base)
+    name = recipe(custom={"train_jsonl": str(DEMO)}, training={"gradient_checkpointing": False})
+    code, document = checked(vltool, name, "--gpu-gib", "16")
+    (warning,) = [item for item in document["findings"] if item["id"] == "memory-fit"]
+    assert (code, warning["severity"]) == (0, "warning")
+    assert "training.gradient_checkpointing: true" in warning["remedy"]
+    assert {knob["key"] for knob in document["memory"][0]["knobs"]} >= {"training.gradient_checkpointing"}
+    assert vltool("check", name, "--gpu-gib", "16", "--strict")[0] == 1

@@ -34,6 +34,7 @@ RULES: dict[str, str] = {
     "record-image": "an image is missing, damaged, too large, too thin, or none",
     "record-answer": "a record has nothing of what the recipe trains on",
     "record-length": "a record has more tokens than the length knob allows",
+    "memory-fit": "a step needs more memory than the GPU has",
 }
 """Ids of all findings on records and what each means."""
 

@@ -16,6 +16,7 @@ from vltool.cli.reporter import RunReporter
 if TYPE_CHECKING:
     from vltool.audit.data_rules import Judged
     from vltool.audit.finding import Finding
+    from vltool.audit.memory_rules import Planned
     from vltool.run.preview import Written
 
 SHOWN_OF_A_RULE = 10
@@ -54,16 +55,20 @@ def check(
     ignore: Annotated[
         list[str] | None, typer.Option("--ignore", metavar="ID", help="Leave this rule out; may be repeated.")
     ] = None,
+    gpu_gib: Annotated[
+        float, typer.Option("--gpu-gib", metavar="GIB", min=1.0, help="Memory of the GPU that the run will get.")
+    ] = 79.0,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of the table.")] = False,
 ) -> int:
-    """Judge every record as training would read it, before a GPU is asked for.
+    """Judge every record as training would read it, and plan a step's memory, before a GPU is asked for.
 
     Reads every record of a recipe, the header of every image, and counts tokens; an error among the findings exits 1.
 
     Example: vltool check my_recipe.yaml --preview /tmp/preview
     """
     from vltool.audit import data_rules, finding
+    from vltool.audit.memory_rules import planned
     from vltool.audit.targets import read_targets
     from vltool.errors import InvalidInput
     from vltool.run.preview import check_folder
@@ -86,8 +91,10 @@ def check(
             judged.append(
                 data_rules.judge(records, progress=lambda done, total: reporter.progress("records", done, total))
             )
+        memory = planned(judged, gpu_gib=gpu_gib)
         found = [*named.findings, *(item for one in judged for item in one.findings)]
         found += data_rules.judge_mixtures(judged)
+        found += [item for one in memory for item in one.findings]
         findings = finding.arranged(finding.chosen(found, **choice))
         written = None
         if preview is not None:
@@ -97,8 +104,9 @@ def check(
         reporter.close()
     code = int(finding.failed(findings, strict=strict))
     if as_json:
-        output.print_json(_document(judged, findings, written, code))
+        output.print_json(_document(judged, memory, findings, written, code))
     else:
+        _show_memory(output, memory)
         _show(output, judged, findings)
     if written is not None:
         output.note(f"{written.file}: {written.records} records, {written.size_bytes / 1e6:.1f} MB")
@@ -130,7 +138,7 @@ def _preview(
 
 
 def _document(
-    judged: Sequence[Judged], findings: Sequence[Finding], written: Written | None, code: int
+    judged: Sequence[Judged], memory: Sequence[Planned], findings: Sequence[Finding], written: Written | None, code: int
 ) -> dict[str, Any]:
     from vltool.audit.finding import by_severity
 
@@ -140,10 +148,34 @@ def _document(
     return {
         "exit_code": code,
         "files": [one.to_json() for one in judged],
+        "memory": [one.to_json() for one in memory],
         "counts": by_severity(findings),
         "findings": [item.to_json() for item in findings],
         "preview": page,
     }
+
+
+def _show_memory(output: Output, memory: Sequence[Planned]) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    for one in memory:
+        if one.memory is None:
+            output.note(f"{one.recipe}: no memory plan: {one.why}")
+            continue
+        table = Table(
+            "memory of each GPU", "GiB", "", box=box.SIMPLE_HEAD, title=one.recipe, title_justify="left",
+        )  # fmt: skip
+        table.columns[1].justify = "right"
+        *parts, total = one.memory.rows()
+        for row in parts:
+            table.add_row(row.name, f"{row.bytes / 2**30:.2f}", Text(row.note, style="dim"))
+        table.add_section()
+        table.add_row(total.name, f"{total.bytes / 2**30:.2f}", Text(total.note, style="dim"), style="bold")
+        output.result.print(table, soft_wrap=False)
+        for line in one.summary():
+            output.result.print(Text(line))
 
 
 def _show(output: Output, judged: Sequence[Judged], findings: Sequence[Finding]) -> None:

@@ -42,6 +42,8 @@ class Scan:
     """Records looked at."""
     longest: tuple[int, Where] | None
     """Tokens and place of the longest record that could be counted; None without a counter."""
+    mean_tokens: float | None
+    """Of the records that could be counted."""
 
 
 def scan(
@@ -72,6 +74,7 @@ def scan(
     bad: list[int] = []
     too_long: list[int] = []
     longest: tuple[int, Where] | None = None
+    counted, total = 0, 0
     count, records = 0, limited(len(index), sample_limit)
 
     def built(record: Record) -> list[dict[str, Any]]:
@@ -108,6 +111,7 @@ def scan(
             lengths = dict(zip(conversations, counts, strict=True))
         for position, where, found in batch:
             if (tokens := lengths.get(position)) is not None:
+                counted, total = counted + 1, total + tokens
                 if longest is None or tokens > longest[0]:
                     longest = tokens, where
                 if tokens > max_length:
@@ -117,7 +121,8 @@ def scan(
                 bad.append(position)
                 count += len(found)
                 problems.extend(found[: MOST_PROBLEMS - len(problems)])
-    return Scan(tuple(problems), count, tuple(bad), tuple(too_long), records, longest)
+    mean = total / counted if counted else None
+    return Scan(tuple(problems), count, tuple(bad), tuple(too_long), records, longest, mean)
 
 
 def _sizes(

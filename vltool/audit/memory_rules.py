@@ -1,0 +1,141 @@
+"""Findings on memory: the plan of each recipe that was named, for a GPU of a size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vltool.audit.data_rules import Judged
+from vltool.audit.finding import Finding
+from vltool.audit.memory_knobs import Knob, knobs
+from vltool.audit.memory_plan import GIB, MFU_RANGE, MemoryPlan, plan_memory
+from vltool.data.fusion import plan_mixture
+from vltool.errors import BadContent, InvalidInput
+from vltool.run.plan import RunPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A recipe's memory and time, and what would make it fit."""
+
+    recipe: str
+    gpu_gib: float
+    memory: MemoryPlan | None
+    """None where nothing could be planned."""
+    why: str = ""
+    """Why not."""
+    knobs: tuple[Knob, ...] = ()
+    """Empty where the step fits, or where no single setting helps."""
+    records: int = 0
+    """Samples of an epoch."""
+    mean_tokens: float | None = None
+    """Of a training record."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the step fits, as far as is known."""
+        return self.memory is None or self.memory.fits(self.gpu_gib)
+
+    @property
+    def epoch_hours(self) -> tuple[float, float] | None:
+        """At both ends of `MFU_RANGE`; None where no record was counted."""
+        if self.memory is None or not self.records or not self.mean_tokens:
+            return None
+        return self.memory.time.epoch_hours(self.records, share=self.mean_tokens / self.memory.batch.tokens)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """A warning for a step that does not fit."""
+        if self.memory is None or self.fits:
+            return []
+        needed = f"a step needs {self.memory.needed / GIB:.1f} GiB on each GPU, which has {self.gpu_gib:g}"
+        remedy = "no single setting makes it fit: change several, or use a larger GPU"
+        if self.knobs:
+            said = [f"{knob} ({knob.memory.needed / GIB:.1f} GiB; {knob.price})" for knob in self.knobs[:3]]
+            remedy = f"write {', or '.join(said)}"
+        return [
+            Finding(
+                id="memory-fit",
+                severity="warning",
+                what=f"{self.recipe}: {needed}",
+                evidence=self.memory.largest.name,
+                remedy=remedy,
+            )
+        ]
+
+    def summary(self) -> list[str]:
+        """Lines on the batch, the time, and what is not counted."""
+        if self.memory is None:
+            return []
+        batch, time = self.memory.batch, self.memory.time
+        low, high = time.seconds
+        lines = [
+            f"planned for {batch.rows} row{'s' * (batch.rows != 1)} of {batch.tokens:,} tokens on each GPU; "
+            f"{time.tokens:,} tokens and {time.samples} samples a step",
+            f"{time.flops / 1e12:,.0f} TFLOP a step and GPU: {low:.1f} to {high:.1f} s on an H100 "
+            f"at {MFU_RANGE[1]:.0%} to {MFU_RANGE[0]:.0%} MFU",
+        ]
+        if (hours := self.epoch_hours) is not None:
+            lines.append(
+                f"{hours[0]:.2g} to {hours[1]:.2g} hours an epoch of {self.records:,} samples of "
+                f"{self.mean_tokens:,.0f} tokens on average"
+            )
+        return [*lines, *self.memory.notes]
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as a JSON object."""
+        return {
+            "recipe": self.recipe,
+            "gpu_gib": self.gpu_gib,
+            "fits": None if self.memory is None else self.fits,
+            "why_not_planned": self.why or None,
+            "epoch_hours": self.epoch_hours,
+            "knobs": [
+                {"key": knob.key, "value": knob.value, "needed": knob.memory.needed, "price": knob.price}
+                for knob in self.knobs
+            ],
+            "plan": None if self.memory is None else self.memory.to_json(),
+        }
+
+
+def planned(judged: Sequence[Judged], *, gpu_gib: float) -> list[Planned]:
+    """The memory of each plan whose training records were judged.
+
+    Rows are as long as the longest record that can be used; with augmentation, which changes lengths, as the length
+    knob allows.
+    """
+    plans: list[RunPlan] = []
+    for one in judged:
+        plan = one.records.plan
+        if plan is not None and one.records.split == "train" and not any(plan is known for known in plans):
+            plans.append(plan)
+    return [
+        _planned(plan, [one for one in judged if one.records.plan is plan and one.records.split == "train"], gpu_gib)
+        for plan in plans
+    ]
+
+
+def _planned(plan: RunPlan, files: Sequence[Judged], gpu_gib: float) -> Planned:
+    scans = [one.scan for one in files if one.scan is not None]
+    longest = max((scan.longest[0] for scan in scans if scan.longest is not None), default=None)
+    if plan.data.augmentation is not None:
+        longest = None
+    counts = [scan.records - len(scan.bad) for scan in scans]
+    means = [(count, scan.mean_tokens) for count, scan in zip(counts, scans, strict=True) if scan.mean_tokens]
+    try:
+        memory = plan_memory(plan, longest=longest)
+        found = () if memory.fits(gpu_gib) else tuple(knobs(plan, gpu_gib=gpu_gib, longest=longest))
+    except (InvalidInput, BadContent) as error:
+        return Planned(recipe=plan.recipe, gpu_gib=gpu_gib, memory=None, why=error.problems[0].what)
+    samples = sum(counts)
+    if plan.data.fusion is not None and len(counts) == len(plan.data.train) and all(counts):
+        samples = len(plan_mixture(plan.data.fusion, counts, seed=0))
+    return Planned(
+        recipe=plan.recipe,
+        gpu_gib=gpu_gib,
+        memory=memory,
+        knobs=found,
+        records=samples,
+        mean_tokens=sum(count * mean for count, mean in means) / max(sum(count for count, _ in means), 1) or None,
+    )
