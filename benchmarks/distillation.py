@@ -42,8 +42,10 @@ SECONDS_TO_END = 30.0
 """What a cell that started in time has after the deadline."""
 AHEAD = 4
 """Processes at a time: one works, the others import."""
-GIB_FOR_4B = 12
+GIB_FOR = {"4b": 12, "8b": 20}
 """Room that checkpoint and records take."""
+FOR_MEMORY = ("aligner-on", "aligner-off")
+"""Cells that run where they are named only, with and without checkpointing: the memory plan is held against them."""
 
 
 def cell_names() -> list[str]:
@@ -63,7 +65,9 @@ def cell_names() -> list[str]:
 def main() -> int:
     """Measure and print."""
     options = _options()
-    names = [name for name in cell_names() if any(fnmatch(name, glob) for glob in options.cells.split(","))]
+    globs = options.cells.split(",")
+    names = [name for name in cell_names() if any(fnmatch(name, glob) for glob in globs)]
+    names += [name for name in FOR_MEMORY if name in globs]
     if not names:
         print(f"no cell is called {options.cells}: see --list", file=sys.stderr)
         return 2
@@ -84,6 +88,8 @@ def main() -> int:
             _keep_logs(Path(folder), Path(options.logs))
     seconds = time.monotonic() - started
     print_tables(measured, size=options.size, centre=CENTRE, seconds=seconds)
+    for name in [name for name in FOR_MEMORY if "peak_gib" in measured.get(name, {})]:
+        print(f"{name}: {measured[name]['step_ms']:.1f} ms, peak {measured[name]['peak_gib']:.2f} GiB")
     if options.json is not None:
         document = {"size": options.size, "seconds": seconds, "cells": measured}
         Path(options.json).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
@@ -107,7 +113,7 @@ def _options() -> argparse.Namespace:
 def _checkpoints(options: argparse.Namespace) -> str | None:
     """The folder for the checkpoint: memory where it has room, since every cell reads it; None for the usual one."""
     folder = options.checkpoints
-    needs = GIB_FOR_4B * 2**30 if options.size == "4b" else 0
+    needs = GIB_FOR.get(options.size, 0) * 2**30
     return folder if Path(folder).is_dir() and shutil.disk_usage(folder).free > needs else None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from distillation_levers import LEVERS, LOSS_PATHS, Lever, loss_arguments
+from distillation_levers import ALIGNER_FULL, LEVERS, LOSS_PATHS, Lever, loss_arguments
 from distillation_setup import BATCH, GKD, Size, recipe
 from plain_loss import IGNORE, plain_loss, relative
 from torch import Tensor
@@ -130,6 +130,10 @@ def run_cell(name: str, made: dict[str, Any], size: Size) -> dict[str, Any]:
     if kind == "loss":
         return loss_alone(rest, size)
     with tempfile.TemporaryDirectory(prefix="cell-") as scratch:
+        if kind == "aligner":
+            return vltool_cell(
+                made, size, "image", Path(scratch), gkd=False, checkpointing=rest == "on", lever=ALIGNER_FULL
+            )
         if kind == "lever":
             return vltool_cell(made, size, "image", Path(scratch), gkd=True, checkpointing=True, lever=LEVERS[rest])
         what, shape, checkpointing = rest.split("-")

@@ -75,5 +75,17 @@ LEVERS = {
 }
 """Around the centre: vltool's GKD, image-heavy, checkpointing on, chunks of 512."""
 
+ALIGNER_FULL = Lever(
+    "mergers and deepstack mergers trained in full",
+    overlay={
+        "tuner": {
+            "freeze_llm": True, "freeze_vit": True, "freeze_aligner": True, "target_regex": "^$",
+            "modules_to_save": ["model.visual.merger"]
+            + [f"model.visual.deepstack_merger_list.{number}" for number in range(3)],
+        },
+    },
+)  # fmt: skip
+"""Another training than all other cells': for its memory."""
+
 LOSS_PATHS = {"default": None, "eager": "eager"}
 """Ways through `distillation_loss`, for the loss alone: what vltool takes by itself on this device, and plain torch."""

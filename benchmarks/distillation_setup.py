@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +62,19 @@ class Size:
         return BATCH * (self.warmup + self.steps)
 
 
+_REAL = Size(
+    shapes={"image": Shape(2048, 400, 1024), "text": Shape(2048, 1600, 512)},
+    dtype="bfloat16",
+    workers=4,
+    warmup=2,
+    steps=5,
+    loss=(8192, 151936, 2560),
+    gemm=8192,
+)
 SIZES = {
-    "4b": Size(
-        shapes={"image": Shape(2048, 400, 1024), "text": Shape(2048, 1600, 512)},
-        dtype="bfloat16",
-        workers=4,
-        warmup=2,
-        steps=5,
-        loss=(8192, 151936, 2560),
-        gemm=8192,
-    ),
+    "4b": _REAL,
+    # For its memory: what does not fit is left out by name.
+    "8b": replace(_REAL, loss=(8192, 151936, 4096)),
     # The same way, to see that nothing breaks; its times say nothing.
     "tiny": Size(
         shapes={"image": Shape(256, 48, 320), "text": Shape(256, 96, 256)},
@@ -97,6 +100,19 @@ VISION_4B = {
     "num_position_embeddings": 2304,
 }  # fmt: skip
 """Qwen3-VL-4B-Instruct's config.json, where it differs from transformers' defaults or has to be right."""
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "4b": (TEXT_4B, VISION_4B, {}),
+    "8b": (
+        TEXT_4B | {"hidden_size": 4096, "intermediate_size": 12288},
+        VISION_4B
+        | {
+            "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "out_hidden_size": 4096,
+            "deepstack_visual_indexes": [8, 16, 24],
+        },
+        {"tie_word_embeddings": False},
+    ),
+}  # fmt: skip
+"""Text, vision and whole of config.json; that of 8b is Qwen3-VL-8B-Instruct's."""
 
 
 def prepare(folder: Path, size_name: str, checkpoints: Path) -> dict[str, Any]:
@@ -117,20 +133,21 @@ def _checkpoint(folder: Path, size_name: str) -> Path:
     texts = (*(json.dumps(_as_answer([_object(rng, 1024) for _ in range(12)])) for _ in range(64)), _PROMPT * 2)
     # Its tokenizer and processor have the released models' token ids, which ms-swift writes into its templates.
     make_tiny(folder, texts=texts, real_ids=True)
-    if size_name == "4b":
-        _random_weights(folder)
+    if size_name in MODELS:
+        _random_weights(folder, size_name)
     return folder
 
 
-def _random_weights(folder: Path) -> None:
-    """Put a model of the 4B size in the place of the tiny one, made where it is fastest."""
+def _random_weights(folder: Path, size_name: str) -> None:
+    """Put a model of a real size in the place of the tiny one, made where it is fastest."""
     import torch
     from transformers import GenerationConfig, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    document["text_config"] |= TEXT_4B
-    document["vision_config"] |= VISION_4B
-    document["dtype"] = "bfloat16"
+    text, vision, whole = MODELS[size_name]
+    document["text_config"] |= text
+    document["vision_config"] |= vision
+    document |= whole | {"dtype": "bfloat16"}
     for part in (document, document["text_config"], document["vision_config"]):
         part.pop("torch_dtype", None)
         part["dtype"] = "bfloat16"
