@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from importlib.util import find_spec
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,12 +16,16 @@ from vltool.data.dataset import CaptionDataset
 from vltool.data.fusion import plan_mixture
 from vltool.data.policy import Policy
 from vltool.data.samples import OneAfterTheOther, Order, Samples
-from vltool.errors import Problem
+from vltool.errors import MissingOnHost, Problem
 from vltool.recipe.fusion import Fusion
 from vltool.recipe.schema import Augmentation
 
 if TYPE_CHECKING:
     from vltool.data.augment.policy import Augmenter
+
+
+_AUGMENT = {"cv2": "OpenCV", "shapely": "shapely"}
+"""What augmentation imports, and how it is called."""
 
 
 class DatasetPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,10 +92,16 @@ def training_samples(data: DataPlan, arguments: dict[str, Any], *, processes: in
 
 
 def augmenter_of(data: DataPlan, arguments: dict[str, Any], *, epoch: int, processes: int) -> Augmenter | None:
-    """What augments the training samples of a run, an epoch of which has so many; None where nothing does."""
+    """What augments the training samples of a run, an epoch of which has so many; None where nothing does.
+
+    Raises MissingOnHost without the packages that it needs.
+    """
     if data.augmentation is None:
         return None
-    # OpenCV and shapely come with it, and a light install has neither.
+    # A light install has neither, and does not need them until here.
+    if missing := [name for module, name in _AUGMENT.items() if find_spec(module) is None]:
+        what = f"custom.augmentation needs {' and '.join(missing)}, which this host lacks"
+        raise MissingOnHost(what, "pip install 'vltool[augment]', or write augmentation: {enabled: false}")
     from vltool.data.augment.policy import Augmenter
 
     samples, a_step = run_length(arguments, epoch, processes)
