@@ -32,13 +32,13 @@ class Schedule:
         self._marks = [_Mark(0.0, augmentation.bypass_prob, values)]
         for phase in phases:
             if phase.until_step is not None:
-                end = phase.until_step * float(samples_a_step)
+                end = phase.until_step * samples_a_step
             else:
                 end = (phase.until_percent or 0.0) / 100.0 * samples
             bypass = self._marks[-1].bypass_prob if phase.bypass_prob is None else phase.bypass_prob
             values = values | self._named(phase.ops)
             self._marks.append(_Mark(end, bypass, values))
-        self._at: tuple[float, Pipeline] = (-1.0, Pipeline(self._ops))
+        self._start = Pipeline(self._ops)
 
     def _named(self, ops: dict[str, dict[str, Any]]) -> Values:
         """What a phase names, for every operation of that name."""
@@ -59,7 +59,7 @@ class Schedule:
             bypass = _between(before.bypass_prob, to.bypass_prob, share)
             values = {key: _between(before.values[key], value, share) for key, value in to.values.items()}
         if not values:
-            return self._at[1], bypass
+            return self._start, bypass
         ops: list[AugmentOp] = list(self._ops)
         for (number, param), value in values.items():
             ops[number] = with_params(ops[number], {param: value})
@@ -67,7 +67,7 @@ class Schedule:
 
     def start(self) -> tuple[Pipeline, float]:
         """The operations as the recipe has them, without a curriculum."""
-        return Pipeline(self._ops), self._marks[0].bypass_prob
+        return self._start, self._marks[0].bypass_prob
 
 
 def _between(start: Any, end: Any, share: float) -> Any:
