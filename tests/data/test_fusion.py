@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vltool.data.conversation import Prompts
-from vltool.data.fusion import capped, plan_evaluation, plan_mixture, policy, prompts_of, with_policy
+from vltool.data.fusion import capped, plan_evaluation, plan_mixture, policy, with_policy
+from vltool.data.policy import Policy
 from vltool.data.record import Object, Record
 from vltool.errors import InvalidInput, Where
 from vltool.recipe.fusion import Fusion, FusionDataset
@@ -142,8 +144,9 @@ def test_a_cap_keeps_the_order_and_draws_anew_everywhere(count, most, position, 
     assert len(numbers) == min(count, most)
     assert kept == capped(record, most, seed=1, epoch=epoch, position=position)
     mixture = plan_mixture(mix(OWN, dataset("coco", ratio=1.0, max_objects_per_image=most)), [4, 4], seed=1)
-    assert mixture.capped(record, 1, epoch=epoch, position=position) == kept
-    assert mixture.capped(record, 0, epoch=epoch, position=position) == record
+    numbers = mixture.kept(1, len(record.objects), epoch=epoch, position=position)
+    assert kept.objects == (record.objects if numbers is None else tuple(record.objects[i] for i in numbers))
+    assert mixture.kept(0, len(record.objects), epoch=epoch, position=position) is None
 
 
 def test_caps_differ_between_positions_and_epochs():
@@ -156,8 +159,9 @@ def test_caps_differ_between_positions_and_epochs():
 def test_prompts_and_policy():
     default = Prompts("default?", "system")
     own = dataset("coco", ratio=1.0, user_prompt="coco?", system_prompt="", curriculum_enabled=False)
-    assert prompts_of(own, default) == Prompts("coco?", "")
-    assert prompts_of(OWN, default) == default
+    # What fuse writes of a dataset is what the reader takes up.
+    assert msgspec.convert(policy(own), Policy).prompts(default) == Prompts("coco?", "")
+    assert msgspec.convert(policy(OWN), Policy).prompts(default) == default
     assert policy(own) == {
         "dataset": "coco",
         "user_prompt": "coco?",

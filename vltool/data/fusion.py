@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vltool.data.conversation import Prompts
 from vltool.data.fields import reserved_in
 from vltool.data.record import Record
 from vltool.errors import InvalidInput, Problem
@@ -113,10 +112,6 @@ class Mixture:
         seed = self.seed if own is None else own
         return kept_objects(objects, most, seed=seed, epoch=epoch, position=position)
 
-    def capped(self, record: Record, number: int, *, epoch: int, position: int) -> Record:
-        """The record with the objects that it keeps at a position of the epoch (see `kept`)."""
-        return _with_objects(record, self.kept(number, len(record.objects), epoch=epoch, position=position))
-
 
 def plan_mixture(fusion: Fusion, counts: Sequence[int], *, seed: int) -> Mixture:
     """The mixture that training sees: every target once an epoch, `round(ratio · N_target)` of each source.
@@ -208,12 +203,6 @@ def _with_objects(record: Record, kept: tuple[int, ...] | None) -> Record:
     if kept is None:
         return record
     return msgspec.structs.replace(record, objects=tuple(record.objects[i] for i in kept))
-
-
-def prompts_of(dataset: FusionDataset, default: Prompts) -> Prompts:
-    """The prompts around a dataset's records: its own, else its domain's, else the recipe's, each by itself."""
-    user = default.user if dataset.user_prompt is None else dataset.user_prompt
-    return Prompts(user, default.system if dataset.system_prompt is None else dataset.system_prompt)
 
 
 def policy(dataset: FusionDataset, split: Split = "train") -> dict[str, Any]:
