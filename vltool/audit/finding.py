@@ -15,6 +15,26 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """What findings of one id mean; its page in the docs is made from this."""
+
+    id: str
+    """Lower case words, the first of them what is looked at: record-size, ckpt-shape."""
+    severity: Severity
+    """The worst that it reports."""
+    means: str
+    """One line, without a capital and a full stop: what was found."""
+    why: str
+    """What comes of it if nothing is done: sentences."""
+    remedy: str
+    """What to do: sentences."""
+    covers: str = ""
+    """The row of the operators' health checks, troubleshooting or FAQ that it stands for."""
+    source: str = ""
+    """Address of what the rule was learnt from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing that a rule found."""
 
