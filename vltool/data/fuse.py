@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vltool.data.fusing import manifest
-from vltool.data.fusing.gather import Gathered, offsets_of
+from vltool.data.fusing.gather import STRETCH_BYTES, Gathered, fit_in_memory
 from vltool.data.fusing.inputs import COMPRESSED, Input, Table, check_files, count_compressed, nameless, survey
 from vltool.data.fusing.lines import Rewriter, way_to
-from vltool.data.fusing.shuffle import Buckets, Shard, Source, bounds, sort_in, write_out
+from vltool.data.fusing.looks import Look
+from vltool.data.fusing.shuffle import BUCKET_BYTES, Buckets, Shard, Source, bounds, sort_in, write_out
 from vltool.data.fusing.workers import processes, spread
 from vltool.data.fusion import Mixture, Split, plan_evaluation, plan_mixture, policy
 from vltool.data.record import parse_record
@@ -104,9 +105,13 @@ def _fuse(fusion: Fusion, out: Path, options: Options, progress: Progress, files
     inputs = [None if path is None else Input(path, out.parent, files) for path in paths]
     size = sum(one.bytes for one in inputs if one)
     workers = _workers(size)
-    table = survey(inputs, workers, _Told(progress, "reading", size))
-    mixture = _mixture(fusion, table.counts(), options.split, options.seed)
     ways = ["" if one is None or options.image_root else way_to(one.path.parent, folder) for one in inputs]
+    looks = None
+    if fit_in_memory(inputs):
+        most = [None if options.split == "val" else dataset.max_objects_per_image for dataset in fusion.datasets]
+        looks = [Look(bool(way), limit) for way, limit in zip(ways, most, strict=True)]
+    table = survey(inputs, workers, _Told(progress, "reading", size), looks)
+    mixture = _mixture(fusion, table.counts(), options.split, options.seed)
     made_by = manifest.fingerprint(
         mixture, inputs, options.epoch, ways=ways, shard_size=options.shard_size,
         compressed=out.suffix if out.suffix in COMPRESSED else "",
@@ -120,22 +125,25 @@ def _fuse(fusion: Fusion, out: Path, options: Options, progress: Progress, files
     done = _kept(out, shards, made_by, options)
 
     codes_N = mixture.codes(options.epoch)
-    entries_N = _entries(codes_N)
+    entries_N = _entries(codes_N) if options.validate or looks is None else None
     if options.validate:
+        assert entries_N is not None
         _validate(table, entries_N, mixture, workers, progress)
         clock.lap("checking")
     if options.shard_size:
         _open_folder(out, made_by, done, anew=options.overwrite)
     place.unlink(missing_ok=True)
-    stretches = bounds(shards, size * len(mixture) // max(sum(table.counts()), 1))
+    stretches = bounds(
+        shards, size * len(mixture) // max(sum(table.counts()), 1), BUCKET_BYTES if looks is None else STRETCH_BYTES
+    )
     rewriters = [
         Rewriter(policy(dataset, options.split), ways[number], mixture.most(number),
                  _keeper(mixture, number, options.epoch))
         for number, dataset in enumerate(fusion.datasets)
     ]  # fmt: skip
     source: Source
-    if (offsets := offsets_of(inputs)) is not None:
-        source = Gathered(inputs, offsets, mixture, codes_N, rewriters, stretches)
+    if entries_N is None or looks is not None:
+        source = Gathered(table, mixture, codes_N, rewriters, stretches)
     else:
         spill = [files.enter_context(nameless(folder)) for _ in range(workers)]
         source = buckets = Buckets(stretches, codes_N, spill)

@@ -7,8 +7,7 @@ way to the images before the first path; others are taken apart one level deep, 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,32 +15,18 @@ from typing import Any
 import msgspec
 import numpy as np
 from msgspec import Raw
+from numpy.typing import NDArray
 
+from vltool.data.fusing.copying import copy, fill
+from vltool.data.fusing.looks import HEADS, KEPT, TAKEN_APART, Look
 from vltool.data.fusion import with_policy
 from vltool.data.images import is_path
 from vltool.errors import BadContent, InvalidInput, Problem, Where
 
-LEAST_OBJECT_BYTES = len('{"desc":"a","line":[0,0,1,1]}')
-_HEADS = (b'{"images": ["', b'{"images":["')
-_ONE_IMAGE = re.compile(rb'[^"\\:/][^"\\:]*"\]')
-"""One relative path: without a colon it is no URL, without a backslash it needs no decoding."""
-_ONE_ELSEWHERE = re.compile(rb'(?:/|https?://)[^"\\]*"\]')
-"""One absolute path or URL, which means the same from anywhere."""
-_ASCII_ESCAPE = re.compile(rb"\\u00[4-7]")
-"""A key may be spelt with them: "\\u006detadata"."""
-_STRIDE = 1 << 17
+_LAST = len(b"}\n")
 
 Kept = Callable[[int, int], tuple[int, ...] | None]
 """(objects of a record, position in the mixture) -> those that stay; None for all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spliced:
-    """Lines that all begin and end alike: each is head + middle + tail."""
-
-    head: bytes
-    middles: list[bytes]
-    tail: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,86 +40,51 @@ class Rewriter:
     """Objects a record may have; None: any number."""
     kept: Kept
 
-    def tail(self) -> bytes:
-        """What stands in place of a line's last brace."""
-        return b',"metadata":' + msgspec.json.encode({"fusion": self.policy}) + b"}"
+    @property
+    def look(self) -> Look:
+        """What matters in the lines."""
+        return Look(bool(self.way), self.most)
 
-    def middles(self, data: bytes, lines: int) -> tuple[bytes, list[bytes]] | None:
-        """What all lines of a text begin with, and each without that and its last brace; None if they differ.
+    def sizes(self, lens_M: NDArray[np.int64], kinds_M: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Bytes that lines come to, newlines included before and after; of those that are taken apart, 0."""
+        way, tail = self._spliced_in()
+        more = np.zeros(len(HEADS) + 2, np.int64)
+        for kind in (KEPT, *HEADS):
+            more[kind] = len(way if kind in HEADS else b"") + len(tail) - _LAST
+        sizes_M = lens_M + more[kinds_M]
+        sizes_M[kinds_M == TAKEN_APART] = 0
+        return sizes_M
 
-        lines: how many there are, none of them blank.
+    def put(
+        self,
+        data_B: NDArray[np.uint8],
+        at_M: NDArray[np.int64],
+        lens_M: NDArray[np.int64],
+        kinds_M: NDArray[np.uint8],
+        out_B: NDArray[np.uint8],
+        to_M: NDArray[np.int64],
+    ) -> None:
+        """Write lines of a text to where they begin in the output, but those that are taken apart.
+
+        at_M: where they begin in the text. lens_M: their bytes, newlines included. kinds_M: as `Look.kinds` says.
         """
-        for head in _HEADS if self.way else (b'{"',):
-            if data.startswith(head):
-                end = len(data) - data.endswith(b"\n")
-                # As many pieces as lines: what separates them stands between every two, since lines hold no newline.
-                middles = data[len(head) : end].split(b"}\n" + head)
-                if len(middles) == lines and middles[-1].endswith(b"}") and self._plain(data):
-                    middles[-1] = middles[-1][:-1]
-                    return head, middles
-        return None
+        way, tail = self._spliced_in()
+        for kind in (KEPT, *HEADS):
+            group = np.flatnonzero(kinds_M == kind)
+            if len(group):
+                head = HEADS.get(kind, b"")
+                lens_K = lens_M[group] - len(head) - _LAST
+                begin = head + way if head else b""
+                fill(begin, out_B, to_M[group])
+                copy(data_B, at_M[group] + len(head), lens_K, out_B, to_M[group] + len(begin))
+                fill(tail, out_B, to_M[group] + len(begin) + lens_K)
 
-    def spliced(self, head: bytes, middles: list[bytes]) -> Spliced | None:
-        """Some lines of a dataset, as `middles` gives them, as lines of the mixture; None if that takes more."""
-        way = self.way
-        if way and not all(map(_ONE_IMAGE.match, middles)):
-            if not all(map(_ONE_ELSEWHERE.match, middles)):
-                return None
-            way = ""
-        most = self.most
-        if most is not None and max(map(len, middles)) >= LEAST_OBJECT_BYTES * (most + 1):  # few are that long
-            splices_do = not any(_may_exceed(middle, most) for middle in middles)
-            if not splices_do:
-                return None
-        return Spliced(head + _inner(way), middles, self.tail())
+    def _spliced_in(self) -> tuple[bytes, bytes]:
+        """The way as it stands in JSON, and what stands in place of a line's last brace and its newline."""
+        return _inner(self.way), b',"metadata":' + msgspec.json.encode({"fusion": self.policy}) + b"}\n"
 
-    def lines(self, lines: Sequence[bytes], positions: Sequence[int], where: Callable[[int], Where]) -> Spliced:
-        """Some lines of a dataset as lines of the mixture, whatever they look like.
-
-        positions: theirs in the mixture. where: a line's place, by its number here. Raises BadContent for a line
-        that has to be taken apart and cannot be.
-        """
-        tail = self.tail()
-        out = [
-            self._spliced(line, tail) or self.rewritten(line, positions[i], where(i)) for i, line in enumerate(lines)
-        ]
-        return Spliced(b"", out, b"")
-
-    def _plain(self, data: bytes) -> bool:
-        """Whether no line can have metadata already, nor, where paths are rewritten, images elsewhere than in front."""
-        if b"\\" in data and b"\\u00" in data and _ASCII_ESCAPE.search(data):
-            return False
-        keys = [b"meta", b"mess"] if self.way else [b"meta"]
-        words = [np.uint32(int.from_bytes(key, "little")) for key in keys]
-        # Four strides over 4-byte words: three times as fast as bytes.find, whose needle has JSON's own letters.
-        for begin in range(0, len(data), _STRIDE):
-            for shift in range(4):
-                size = (min(_STRIDE, len(data) - begin - shift)) // 4
-                if size > 0:
-                    view = np.frombuffer(data, "<u4", size, begin + shift)
-                    if any((view == word).any() for word in words):
-                        return b"metadata" not in data and not (self.way and b"messages" in data)
-        return True
-
-    def _spliced(self, line: bytes, tail: bytes) -> bytes | None:
-        """One line, if splices are enough for it."""
-        if not (line.startswith(b'{"') and line.endswith(b"}")) or b"metadata" in line:
-            return None
-        if b"\\u00" in line and _ASCII_ESCAPE.search(line):
-            return None
-        if self.most is not None and _may_exceed(line, self.most):
-            return None
-        if self.way and b"messages" in line:
-            return None
-        begin = next((len(head) for head in _HEADS if line.startswith(head)), None)
-        if not self.way or (begin and _ONE_ELSEWHERE.match(line, begin)):
-            return line[:-1] + tail
-        if not begin or not _ONE_IMAGE.match(line, begin):
-            return None
-        return line[:begin] + _inner(self.way) + line[begin:-1] + tail
-
-    def rewritten(self, line: bytes, position: int, where: Where) -> bytes:
-        """One line, taken apart; what is not changed keeps its bytes. Raises BadContent."""
+    def rewritten(self, line: bytes, position: int, where: Callable[[], Where]) -> bytes:
+        """One line without its newline, taken apart; what is not changed keeps its bytes. Raises BadContent."""
         try:
             fields = msgspec.json.decode(line, type=dict[str, Raw])
             metadata = msgspec.json.decode(fields.get("metadata", b"null"), type=dict[str, Any] | None)
@@ -149,9 +99,9 @@ class Rewriter:
                     fields["objects"] = Raw(msgspec.json.encode([objects[i] for i in kept]))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             what = f"the line cannot be taken apart: {error}"
-            raise BadContent(Problem(what, "without --no-validate, vltool fuse says what is wrong", where)) from error
+            raise BadContent(Problem(what, "without --no-validate, vltool fuse says what is wrong", where())) from error
         fields["metadata"] = Raw(msgspec.json.encode(with_policy(metadata, self.policy)))
-        return msgspec.json.encode(fields)
+        return msgspec.json.encode(fields) + b"\n"
 
     def _reference(self, value: Any) -> Any:
         """An image reference as it has to be written in the mixture."""
@@ -171,12 +121,6 @@ class Rewriter:
                     elif key in item:
                         item[key] = self._reference(item[key])
         return value
-
-
-def _may_exceed(line: bytes, most: int) -> bool:
-    """Whether a line may have more objects than that."""
-    # A line without its head and tail is still longer than its objects.
-    return len(line) >= LEAST_OBJECT_BYTES * (most + 1) and line.count(b'"desc"') > most
 
 
 def _inner(text: str) -> bytes:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -22,8 +23,9 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vltool.data.fusing.inputs import Table, changed, nameless, zstandard
-from vltool.data.fusing.lines import Rewriter, Spliced
+from vltool.data.fusing.inputs import Table, changed, filled, nameless, zstandard
+from vltool.data.fusing.lines import Rewriter
+from vltool.data.fusing.looks import TAKEN_APART
 from vltool.data.fusing.workers import spread
 from vltool.data.fusion import Mixture
 from vltool.errors import Where
@@ -102,10 +104,10 @@ class Buckets:
         return b"".join(parts)
 
 
-def bounds(shards: Sequence[Shard], total_bytes: int) -> NDArray[np.int64]:
-    """Where buckets begin, and the end of the last: about BUCKET_BYTES each, none across shards."""
+def bounds(shards: Sequence[Shard], total_bytes: int, each_bytes: int) -> NDArray[np.int64]:
+    """Where stretches of the output begin, and the end of the last: about `each_bytes` each, none across shards."""
     records = sum(shard.end - shard.begin for shard in shards)
-    wanted = min(max(-(-total_bytes // BUCKET_BYTES), 1), MOST_BUCKETS)
+    wanted = min(max(-(-total_bytes // each_bytes), 1), MOST_BUCKETS)
     each = max(-(-records // wanted), 1)
     starts = [start for shard in shards for start in _even(shard.begin, shard.end, each)]
     return np.array([*starts, shards[-1].end if shards else 0], np.int64)
@@ -177,32 +179,32 @@ def _sorted_piece(
     number, piece = table.pieces[i]
     one = table.inputs[number]
     assert one is not None
-    data = one.read(piece.start, piece.end)
+    data, begins_N, ends_N = one.text(piece.start, piece.end)
+    numbers_N = np.flatnonzero(filled(data, begins_N, ends_N))
+    if len(numbers_N) != piece.records:
+        raise changed(one.path)
     records_M = (entries_M >> np.uint64(32)).astype(np.int64) - first
     positions_M = (entries_M & np.uint64(0xFFFFFFFF)).astype(np.int64)
     which_M = np.searchsorted(bounds, positions_M, side="right") - 1
     order_M = np.argsort(which_M, kind="stable")
-    chosen = records_M[order_M].tolist()
-    done: Spliced | None = None
-    if piece.records == piece.lines and (alike := rewriter.middles(data, piece.lines)):
-        head, middles = alike
-        done = rewriter.spliced(head, [middles[r] for r in chosen])
-    if done is None:
-        numbered = [(n, line) for n, line in enumerate(data.split(b"\n")) if line and not line.isspace()]
-        if len(numbered) != piece.records:
-            raise changed(one.path)
-
-        def where(n: int) -> Where:
-            return Where(str(one.path), int(table.first_line[i]) + numbered[chosen[n]][0] + 1)
-
-        done = rewriter.lines([numbered[r][1] for r in chosen], positions_M[order_M].tolist(), where)
-    cuts = np.searchsorted(which_M[order_M], np.arange(len(bounds))).tolist()
-    between, end = done.tail + b"\n" + done.head, done.tail + b"\n"
-    parts: list[bytes] = []
-    for low, high in pairwise(cuts):
-        middles = done.middles[low:high]
-        parts.append(b"".join((done.head, between.join(middles), end)) if middles else b"")
-    return parts
+    lines_M = numbers_N[records_M[order_M]]
+    at_M, lens_M = begins_N[lines_M], np.minimum(ends_N[lines_M] + 1, len(data)) - begins_N[lines_M]
+    kinds_M = rewriter.look.kinds(data, begins_N, ends_N)[lines_M]
+    sizes_M = rewriter.sizes(lens_M, kinds_M)
+    apart: dict[int, bytes] = {}
+    for k in np.flatnonzero(kinds_M == TAKEN_APART).tolist():
+        line = data[at_M[k] : at_M[k] + lens_M[k]].removesuffix(b"\n")
+        where = partial(Where, str(one.path), int(table.first_line[i] + lines_M[k]) + 1)
+        apart[k] = rewriter.rewritten(line, int(positions_M[order_M[k]]), where)
+        sizes_M[k] = len(apart[k])
+    ends_M = np.cumsum(sizes_M)
+    out_B = np.empty(int(ends_M[-1]), np.uint8)
+    rewriter.put(np.frombuffer(data, np.uint8), at_M, lens_M, kinds_M, out_B, ends_M - sizes_M)
+    for k, line in apart.items():
+        out_B[ends_M[k] - len(line) : ends_M[k]] = np.frombuffer(line, np.uint8)
+    cuts = np.searchsorted(which_M[order_M], np.arange(len(bounds)))
+    at = np.concatenate([[0], ends_M])[cuts].tolist()
+    return [out_B[low:high].tobytes() for low, high in pairwise(at)]
 
 
 class Source(Protocol):
@@ -216,7 +218,7 @@ class Source(Protocol):
     def sizes(self) -> NDArray[np.int64] | None:
         """Bytes of each; None where they are not known beforehand."""
 
-    def ordered(self, stretch: int, /) -> bytes:
+    def ordered(self, stretch: int, /) -> bytes | memoryview:
         """The lines of one, in order."""
 
 
@@ -302,7 +304,7 @@ def _one_in_parts(source: Source, shard: Shard, told: Callable[[int], None], wor
     return Written(0, size, waited_s)
 
 
-def _write(descriptor: int, data: bytes, offset: int) -> None:
+def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
         count = os.pwrite(descriptor, view[:_SYSTEM_LIMIT], offset)
