@@ -25,7 +25,7 @@ from vltool.errors import Where
 
 SHARE_OF_MEMORY = 0.4
 """Of what is available, the most that inputs may have to be read in any order; their output takes as much again."""
-STRETCH_BYTES = 96 << 20
+STRETCH_BYTES = 64 << 20
 """Of the output, put together at a time; every stretch goes through all inputs."""
 WINDOW_BYTES = 32 << 20
 """Of an input, mapped at a time."""
