@@ -19,7 +19,8 @@ from weights import (
     write_weights,
 )
 
-from vltool.audit.checkpoint_rules import RULES, carried, judge
+from vltool.audit.catalogue import RULES
+from vltool.audit.checkpoint_rules import carried, judge
 from vltool.checkpoint.completeness import completeness
 from vltool.checkpoint.inspection import inspect
 from vltool.checkpoint.values import survey

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vltool.audit.data_rules import LONGEST_EVIDENCE, RULES, judge, parts_of
+from vltool.audit.catalogue import RULES
+from vltool.audit.data_rules import LONGEST_EVIDENCE, judge, parts_of
 from vltool.audit.targets import Records
 from vltool.data.conversation import Prompts
 

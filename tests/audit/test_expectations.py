@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from weights import ATTENTION, adapter_tensors, write_adapter, write_base, write_weights
 
-from vltool.audit.checkpoint_rules import RULES
+from vltool.audit.catalogue import RULES
 from vltool.audit.expectations import hold, read_assertions
 from vltool.checkpoint.inspection import inspect
 from vltool.checkpoint.values import survey

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vltool.audit.finding import Finding, arranged, by_severity, chosen, failed
+from vltool.audit.finding import Finding, Rule, arranged, by_id, by_severity, chosen, failed, known_rule
 from vltool.errors import InvalidInput, Where
 
 ERROR = Finding(id="record-json", severity="error", what="no JSON", where=Where("a.jsonl", 7), remedy="mend it")
@@ -47,7 +47,17 @@ def test_what_fails(findings, plain, strict):
 def test_json_is_flat_and_null_where_nothing_is_known():
     assert NOTE.to_json() == {
         "id": "recipe-note", "severity": "note", "what": "old name", "evidence": None, "remedy": None,
-        "file": None, "line": None, "column": None,
+        "file": None, "line": None, "column": None, "docs": "docs/findings/recipe-note.md",
     }  # fmt: skip
     assert (WARNING.to_json()["line"], WARNING.to_json()["evidence"]) == (2, "{")
     assert by_severity([ERROR, ERROR, NOTE]) == {"error": 2, "warning": 0, "note": 1}
+
+
+def test_an_id_belongs_to_one_rule():
+    rule = Rule(id="record-json", severity="error", means="x", why="x", remedy="x")
+    assert by_id([rule]) == {"record-json": rule}
+    assert rule.page == "docs/findings/record-json.md"
+    with pytest.raises(AssertionError, match="two rules have the id record-json"):
+        by_id([rule, rule])
+    with pytest.raises(InvalidInput, match="did you mean record-json"):
+        known_rule("record-jsn", by_id([rule]))

@@ -12,6 +12,7 @@ from PIL import Image
 from planning import write_config
 from shapes import write_shapes
 from tokenizers import Tokenizer, models, pre_tokenizers
+from weights import write_adapter, write_base
 
 import vltool.data
 
@@ -170,40 +171,97 @@ def test_a_preview_is_written_of_every_file(vltool, recipe, tmp_path):
     ("arguments", "told"),
     [
         ([], "name what to check"),
-        (["gone.jsonl"], "no such file: gone.jsonl"),
-        (["."], ". is a folder, which check cannot judge"),
-        (["a.png"], "a.png is neither a recipe, a fusion config nor a .jsonl"),
-        (["stage2_llm_lra"], "no recipe stage2_llm_lra"),
-        (["mix.json"], "mix.json:1:28: target.train_jsonl: 3 is not text"),
-        (["broken.yaml"], "broken.yaml:1:"),
         (["t.jsonl", "--only", "record-jsn"], "did you mean record-json?"),
         (["t.jsonl", "--preview", "."], "which is no preview"),
+        (["t.jsonl", "--sarif", "."], "--sarif: . is a folder"),
+        (["t.jsonl", "--sarif", "gone/log.sarif"], "--sarif: no such folder: gone"),
         (["stage2_llm_lora", "--recipe", "stage3"], "--recipe says how to read a .jsonl"),
+        (["--explain", "record-jsn"], "did you mean record-json?"),
     ],
 )
-def test_what_cannot_be_checked_is_refused_before_anything_is_read(vltool, jsonl, arguments, told, tmp_path):
-    (tmp_path / "mix.json").write_text('{"target": {"train_jsonl": 3}}')
-    (tmp_path / "broken.yaml").write_text("target: [")
+def test_wrong_usage_is_refused_before_anything_is_read(vltool, jsonl, arguments, told, tmp_path):
     before = sorted(path.name for path in tmp_path.iterdir())
     code, out, err = vltool("check", *arguments)
     assert (code, out) == (2, "")
     assert told in err
+    code, out, _ = vltool("check", *arguments, "--json")
+    assert (code, json.loads(out)["exit_code"]) == (2, 2)
+    assert json.loads(out)["problems"]
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_all_targets_are_refused_together(vltool, jsonl):
-    code, out, _ = vltool("check", "gone.jsonl", ".", jsonl, "--json")
+@pytest.mark.parametrize(
+    ("target", "rule", "told"),
+    [
+        ("gone.jsonl", "path-absent", "no such file: gone.jsonl"),
+        ("stage2_llm_lra", "path-absent", "no recipe stage2_llm_lra"),
+        (".", "target-unknown", ". holds no weights"),
+        ("a.png", "target-unknown", "a.png is neither a recipe, a fusion config, a .jsonl nor a checkpoint"),
+        ("mix.json", "fusion-invalid", "mix.json:1:28: target.train_jsonl: 3 is not text"),
+        ("broken.yaml", "recipe-invalid", "broken.yaml:1:9: the bracket"),
+        ("bare.yaml", "recipe-length", "no length: global_max_length is missing"),
+    ],
+)
+def test_a_target_that_cannot_be_judged_is_a_finding_and_exits_2(vltool, jsonl, target, rule, told, tmp_path):
+    (tmp_path / "mix.json").write_text('{"target": {"train_jsonl": 3}}')
+    (tmp_path / "broken.yaml").write_text("target: [")
+    (tmp_path / "bare.yaml").write_text("model: {model: /m}\ncustom: {train_jsonl: t.jsonl}\n")
+    code, out, _ = vltool("check", target, "--preview", "page")
+    assert (code, (tmp_path / "page").exists()) == (2, False)
+    assert told in out
+    assert f"[{rule}]" in out
+    code, document = checked(vltool, target, "--ignore", rule)
+    (finding,) = document["findings"]
+    assert (code, finding["id"], finding["severity"], finding["file"]) == (2, rule, "error", target)
+    assert f"{finding['what']}" in out
+
+
+def test_the_line_of_what_is_wrong_is_shown_underlined(vltool, tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: stage2_llm_lora\ntuner:\n  lora_rnak: 8\n")
+    code, out, _ = vltool("check", "mine.yaml")
     assert code == 2
-    assert [problem["what"] for problem in json.loads(out)["problems"]] == [
-        "no such file: gone.jsonl", ". is a folder, which check cannot judge",
+    assert "mine.yaml:3:3: unknown key tuner.lora_rnak [recipe-invalid]" in out
+    assert "^^^^^^^^^  did you mean lora_rank?" in out
+
+
+def test_a_base_that_is_not_there_is_a_finding_at_its_line(vltool, recipe, tmp_path):
+    for base, told in (("gone", "no such checkpoint folder"), (str(tmp_path), "holds no config.json")):
+        code, document = checked(vltool, recipe(model={"model": base}))
+        (finding,) = document["findings"]
+        assert (code, finding["id"], finding["file"], finding["line"]) == (2, "base-path", "mine.yaml", 1)
+        assert f"model.model: {told}" in finding["what"] or told in finding["what"]
+    code, document = checked(vltool, recipe())
+    assert "base-path" not in {item["id"] for item in document["findings"]}
+
+
+def test_a_base_without_a_tokenizer_is_a_finding(vltool, recipe, base):
+    (base / "tokenizer.json").unlink()
+    code, document = checked(vltool, recipe())
+    assert (code, [item["id"] for item in document["findings"]]) == (2, ["base-path"])
+
+
+def test_the_other_targets_are_judged_beside_those_that_cannot_be(vltool, jsonl):
+    code, document = checked(vltool, "gone.jsonl", ".", jsonl)
+    assert (code, document["counts"]["error"]) == (2, 5)
+    assert [(item["id"], item["what"]) for item in document["findings"] if item["line"] is None] == [
+        ("path-absent", "no such file: gone.jsonl"), ("target-unknown", ". holds no weights"),
     ]  # fmt: skip
+    assert [file["file"] for file in document["files"]] == [jsonl]
+
+
+def test_what_is_wrong_with_a_recipe_that_reads_others_is_said_once(vltool, jsonl):
+    code, document = checked(vltool, jsonl, str(DEMO), "--recipe", "stage2_llm_lora")
+    assert code == 2
+    (finding,) = document["findings"]
+    assert finding["id"] == "recipe-invalid"
+    assert "VLTOOL_MODEL" in finding["what"]
 
 
 def test_a_recipe_whose_records_are_not_there_is_refused_at_its_line(vltool, recipe):
-    code, _, err = vltool("check", recipe(custom={"val_jsonl": "gone.jsonl"}))
-    assert code == 2
-    assert "mine.yaml:1:" in err
-    assert "custom.val_jsonl: no such file" in err
+    code, document = checked(vltool, recipe(custom={"val_jsonl": "gone.jsonl"}))
+    (finding,) = document["findings"]
+    assert (code, finding["id"], finding["file"], finding["line"]) == (2, "path-absent", "mine.yaml", 1)
+    assert "custom.val_jsonl: no such file" in finding["what"]
 
 
 @pytest.fixture
@@ -295,9 +353,10 @@ def test_files_that_a_mixture_cannot_be_read_from_are_refused_at_their_places(vl
     named = {"train_jsonl": None, "fusion_config": mixed, "val_jsonl": None} if by == "its recipe" else {}
     own = recipe(custom=named)
     arguments = {"itself": [mixed], "its recipe": [own], "another recipe": [mixed, "--recipe", own]}[by]
-    code, out, _ = vltool("check", *arguments, "--json")
+    code, document = checked(vltool, *arguments)
     assert code == 2
-    problems = json.loads(out)["problems"]
+    problems = document["findings"]
+    assert {problem["id"] for problem in problems} <= {"path-absent", "fusion-invalid"}
     assert {problem["file"] for problem in problems} == {"mix.yaml"}
     told = " ".join(problem["what"] for problem in problems)
     assert "sources[0].user_prompt contains <|im_end|>" in told
@@ -355,3 +414,58 @@ def test_a_step_that_does_not_fit_is_a_warning_with_what_to_change(vltool, recip
     assert "training.gradient_checkpointing: true" in warning["remedy"]
     assert {knob["key"] for knob in document["memory"][0]["knobs"]} >= {"training.gradient_checkpointing"}
     assert vltool("check", name, "--gpu-gib", "16", "--strict")[0] == 1
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return str(write_adapter(tmp_path / "run" / "checkpoint-7", base=write_base(tmp_path / "small")))
+
+
+def test_a_checkpoint_is_judged_as_inspect_ckpt_does(vltool, checkpoint, jsonl, tmp_path):
+    code, out, _ = vltool("check", checkpoint)
+    assert code == 0
+    assert "adapter, 6 tensors in aligner, language, rank 2, 0.0 MB, step 7" in out
+    path = tmp_path / "run" / "checkpoint-7" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    code, document = checked(vltool, checkpoint, str(tmp_path / "small"), jsonl)
+    assert (code, [one["kind"] for one in document["checkpoints"]]) == (1, ["broken", "full"])
+    assert document["checkpoints"][1]["towers"]["aligner"] == 42
+    found = [item for item in document["findings"] if item["id"].startswith("ckpt-")]
+    _, out, _ = vltool("inspect-ckpt", checkpoint, "--json")
+    assert found == json.loads(out)["findings"]
+    assert {item["file"] for item in found} == {checkpoint}
+
+
+def test_a_rule_is_explained(vltool):
+    code, out, _ = vltool("check", "--explain", "record-size")
+    assert code == 0
+    for told in ("record-size", "Why it matters", "EXIF", "What to do", "on_bad_record"):
+        assert told in out
+    code, out, _ = vltool("check", "--explain", "record-size", "--json")
+    assert json.loads(out)["rule"]["docs"] == "docs/findings/record-size.md"
+
+
+def test_sarif_holds_what_json_holds(vltool, jsonl, recipe, tmp_path):
+    (tmp_path / "broken.yaml").write_text("target: [")
+    code, document = checked(vltool, recipe(), "broken.yaml", "--sarif", "log.sarif")
+    assert code == 2
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".log")] == []
+    (run,) = json.loads((tmp_path / "log.sarif").read_text())["runs"]
+    told = [
+        (result["ruleId"], result["locations"][0]["physicalLocation"]["region"]["startLine"])
+        for result in run["results"]
+    ]
+    assert told == [(item["id"], item["line"] or 1) for item in document["findings"]]
+    places = {result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] for result in run["results"]}
+    assert places == {"broken.yaml", "t.jsonl"}
+    assert run["automationDetails"]["id"] == "vltool check/"
+
+
+def test_a_step_that_does_not_fit_is_told_at_the_batch_s_line(vltool, recipe, base, tmp_path):
+    write_shapes(base)
+    batch = {"per_device_train_batch_size": 1, "gradient_checkpointing": False}
+    name = recipe(custom={"train_jsonl": str(DEMO)}, training=batch)
+    code, document = checked(vltool, name, "--gpu-gib", "16", "--only", "memory-fit")
+    (warning,) = document["findings"]
+    assert (code, warning["file"], warning["line"]) == (0, name, 1)
+    assert warning["column"] > 1

@@ -22,45 +22,6 @@ if TYPE_CHECKING:
     # Reading headers does without numpy.
     from vltool.checkpoint.values import Survey
 
-RULES: dict[str, str] = {
-    "ckpt-unreadable": "a file or link cannot be read, or leads in a circle",
-    "ckpt-unfinished": "a file was never written to its end",
-    "ckpt-lfs-pointer": "a git-lfs pointer lies where a file should",
-    "ckpt-header": "a safetensors file is truncated, lies about its sizes, or is none",
-    "ckpt-index": "an index and the files beside it disagree",
-    "ckpt-shard-missing": "a file that the index names is absent",
-    "ckpt-config": "config.json cannot be read",
-    "ckpt-adapter-config": "adapter_config.json is absent or cannot be read",
-    "ckpt-trainer-state": "trainer_state.json cannot be read, or belongs to another step",
-    "ckpt-weights": "there is the beginning of a checkpoint, without weights",
-    "ckpt-pickle": "weights are pickled, and reading them would run code",
-    "ckpt-sharded-state": "weights exist only in the shards of DeepSpeed or FSDP",
-    "ckpt-mixture": "an adapter and a whole model lie in one folder",
-    "ckpt-base": "the base model is damaged",
-    "ckpt-base-absent": "the base model is not on this host, so that names are held against the configuration alone",
-    "ckpt-base-moved": "the adapter lies over other weights than the base's",
-    "ckpt-missing": "tensors are absent that the configuration or the base asks for",
-    "ckpt-unexpected": "tensors are there that nothing asks for",
-    "ckpt-shape": "a tensor does not fit its module in the base",
-    "ckpt-rank": "a factor's rank is not the configuration's",
-    "ckpt-tied": "the head and the embedding are one in the base, and only one of them was trained in full",
-    "ckpt-resume": "training cannot go on from here",
-    "ckpt-not-finite": "a tensor holds NaN or infinity",
-    "ckpt-untrained": "factors lora_B are zero throughout, as before training",
-    "ckpt-zero": "a weight is zero throughout",
-    "ckpt-not-decoded": "tensors are of a type whose values are not looked into",
-    "expect-kind": "an assertion on the kind of checkpoint fails",
-    "expect-tower": "an assertion on the towers fails",
-    "expect-rank": "an assertion on ranks or alpha fails",
-    "expect-base": "an assertion on the base fails",
-    "expect-modules": "an assertion on modules held in full fails",
-    "expect-size": "an assertion on the size fails",
-    "expect-dtype": "an assertion on types of elements fails",
-    "expect-values": "an assertion on values fails",
-    "expect-step": "an assertion on the trainer's state fails",
-}
-"""Ids of all findings on checkpoints and what each means."""
-
 _WARNINGS = ("ckpt-unfinished", "ckpt-base", "ckpt-trainer-state", "ckpt-config")
 _SHOWN = 8
 """Names in the evidence of a finding."""
@@ -120,7 +81,7 @@ def _files(inspection: Inspection) -> Iterator[Finding]:
     folder, contents = inspection.folder, inspection.contents
     for problem in inspection.problems:
         severity: Severity = "warning" if problem.id in _WARNINGS else "error"
-        yield _finding(problem.id, problem.what, problem.do, severity=severity)
+        yield _finding(problem.id, problem.what, problem.do, severity=severity, where=folder)
     if pickles := contents.of("pickled weights"):
         alone = inspection.kind in ("pickled", "broken")
         yield _finding(

@@ -18,26 +18,6 @@ from vltool.recipe.fusion import Fusion
 from vltool.run.preview import Part
 from vltool.run.variants import variants_of
 
-RULES: dict[str, str] = {
-    "recipe-note": "a recipe says something in an old spelling, or twice",
-    "fusion-note": "a fusion config has a key without effect",
-    "fusion-ratio": "a source's ratio rounds to no record at all",
-    "fusion-records": "the targets of a mixture, or a source, have no record that can be used, or all have too many",
-    "records-none": "a file holds no record",
-    "records-unlisted": "a file has more problems than are listed",
-    "records-unusable": "not one record of a file can be used",
-    "record-json": "a line is not one JSON object in UTF-8",
-    "record-field": "a field is unknown, missing, of the wrong type, or contradicts another",
-    "record-size": "width or height is missing, impossible, or not the image's",
-    "record-geometry": "a box, polygon or polyline is malformed, leaves the image, or is not exactly one",
-    "record-text": "a text is empty, or holds what the model's template takes for an instruction",
-    "record-image": "an image is missing, damaged, too large, too thin, or none",
-    "record-answer": "a record has nothing of what the recipe trains on",
-    "record-length": "a record has more tokens than the length knob allows",
-    "memory-fit": "a step needs more memory than the GPU has",
-}
-"""Ids of all findings on records and what each means."""
-
 LONGEST_EVIDENCE = 120
 """Characters of a record that are shown."""
 

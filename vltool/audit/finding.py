@@ -12,6 +12,8 @@ from vltool.errors import InvalidInput, Problem, Where, nearest
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """The worst first."""
+PAGES = "docs/findings"
+"""Folder of the rules' pages, from the root of the repository."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +31,14 @@ class Rule:
     remedy: str
     """What to do: sentences."""
     covers: str = ""
-    """The row of the operators' health checks, troubleshooting or FAQ that it stands for."""
+    """The row of the operators' health checks, troubleshooting or FAQ that it stands for; several between "; "."""
     source: str = ""
     """Address of what the rule was learnt from."""
+
+    @property
+    def page(self) -> str:
+        """Where its page is, from the root of the repository."""
+        return page_of(self.id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +59,34 @@ class Finding:
         where = self.where or Where("")
         place = {"file": where.file or None, "line": where.line, "column": where.column}
         told = {"what": self.what, "evidence": self.evidence or None, "remedy": self.remedy or None}
-        return {"id": self.id, "severity": self.severity, **told, **place}
+        return {"id": self.id, "severity": self.severity, **told, **place, "docs": page_of(self.id)}
+
+
+def page_of(rule: str) -> str:
+    """Where the page of a rule is, from the root of the repository."""
+    return f"{PAGES}/{rule}.md"
+
+
+def by_id(rules: Iterable[Rule]) -> dict[str, Rule]:
+    """Rules by their ids, of which there is one each."""
+    found: dict[str, Rule] = {}
+    for rule in rules:
+        assert rule.id not in found, f"two rules have the id {rule.id}"
+        found[rule.id] = rule
+    return found
+
+
+def known_rule(rule: str, known: Collection[str]) -> str:
+    """The id itself. Raises InvalidInput, with the nearest that there is, for one that no rule has."""
+    if rule not in known:
+        raise InvalidInput(_unknown(rule, known))
+    return rule
+
+
+def _unknown(rule: str, known: Collection[str]) -> Problem:
+    close = nearest(rule, known)
+    do = f"did you mean {close}?" if close else f"known are {', '.join(sorted(known))}"
+    return Problem(f"no rule has the id {rule}", do)
 
 
 def arranged(findings: Iterable[Finding]) -> list[Finding]:
@@ -74,15 +108,7 @@ def chosen(
     known: ids of all rules. Raises InvalidInput for an id that no rule has.
     """
     if unknown := [name for name in (*only, *ignore) if name not in known]:
-        raise InvalidInput(
-            Problem(
-                f"no rule has the id {name}",
-                f"did you mean {close}?"
-                if (close := nearest(name, known))
-                else f"known are {', '.join(sorted(known))}",
-            )
-            for name in dict.fromkeys(unknown)
-        )
+        raise InvalidInput(_unknown(name, known) for name in dict.fromkeys(unknown))
     return [finding for finding in findings if (not only or finding.id in only) and finding.id not in ignore]
 
 

@@ -7,12 +7,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from vltool.audit.data_rules import Judged
-from vltool.audit.finding import Finding
+from vltool.audit.finding import Finding, Rule
 from vltool.audit.memory_knobs import Knob, knobs
 from vltool.audit.memory_plan import GIB, MFU_RANGE, MemoryPlan, plan_memory
 from vltool.data.fusion import plan_mixture
 from vltool.errors import BadContent, InvalidInput
 from vltool.run.plan import RunPlan
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="memory-fit",
+        severity="warning",
+        means="a step needs more memory than the GPU has",
+        why="The run ends in CUDA's out of memory at the first batch of long records, which may come hours after the "
+        "start. The plan counts weights, adapters, optimizer, gradients, activations, the loss and the teacher for "
+        "the longest record.",
+        remedy="Write one of the settings that the finding names, the nearest that makes the step fit: gradient "
+        "checkpointing, fewer rows a GPU, ZeRO, a shorter length. `--gpu-gib` says which GPU the run will get.",
+        covers="troubleshooting: OOM",
+        source="https://arxiv.org/abs/2205.05198",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""What the targets of `vltool check` name: files of records, and how training would read each."""
+"""What the targets of `vltool check` name: recipes, checkpoints, files of records, and how training would read them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,11 +11,12 @@ from typing import Any, Literal
 import msgspec
 
 from vltool.audit.finding import Finding
+from vltool.checkpoint.inspection import Inspection, inspect
 from vltool.data.conversation import Prompts
 from vltool.data.fusion import prompt_problems
 from vltool.data.policy import Policy
 from vltool.data.tokens import Learnt, TextCounter
-from vltool.errors import InvalidInput, Problem
+from vltool.errors import InvalidInput, Problem, Where
 from vltool.recipe.fusion import Fusion, is_fusion, load_fusion
 from vltool.recipe.schema import Recipe
 from vltool.recipe.validate import load_recipe
@@ -28,7 +29,7 @@ SPLITS: tuple[Split, ...] = ("train", "val")
 JSONL = ".jsonl"
 RECIPE_SUFFIXES = (".yaml", ".yml")
 FUSION_SUFFIXES = (*RECIPE_SUFFIXES, ".json")
-KNOWN = "give a recipe (a file, or the name of a shipped one), a fusion config, or a .jsonl of records"
+KNOWN = "give a recipe (a file, or the name of a shipped one), a fusion config, a .jsonl, or a checkpoint folder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,32 +57,54 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """All that was named, and what was to be said while reading it."""
+    """All that was named, and what of it cannot be read."""
 
+    recipes: list[tuple[RunPlan, Recipe]] = field(default_factory=list)
+    """Each with its plan, once, whether it is a target or says how targets are read."""
     records: list[Records] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    checkpoints: list[Inspection] = field(default_factory=list)
+    refused: list[Finding] = field(default_factory=list)
+    """Why targets cannot be judged: wrong input, which `vltool train` would refuse too."""
 
 
 def read_targets(targets: Sequence[str], *, recipe: str | None, env: Mapping[str, str] | None = None) -> Targets:
-    """Find out what each target is, and read the recipes among them.
+    """Find out what each target is, and read the recipes and checkpoints among them.
 
     recipe: how to read the .jsonl targets and the mixtures, as if this recipe named them; without it they have no
-    tokenizer, and no prompt but what a mixture says. Raises InvalidInput with the problems of all targets.
+    tokenizer, and no prompt but what a mixture says. Raises InvalidInput for a recipe that nothing is read by.
     """
+    if recipe is not None and not any(_is_jsonl(target) or _is_mixture(Path(target)) for target in targets):
+        what = "--recipe says how to read a .jsonl or a fusion config, and none is given"
+        raise InvalidInput(Problem(what, "leave it out"))
     env = dict(os.environ if env is None else env)
     found = Targets()
-    problems: list[Problem] = []
     for target in targets:
         try:
             _read(target, recipe, env, found)
         except InvalidInput as error:
-            problems.extend(error.problems)
-    if recipe is not None and all(_is_recipe(target) for target in targets):
-        what = "--recipe says how to read a .jsonl or a fusion config, and none is given"
-        problems.append(Problem(what, "leave it out"))
-    if problems:
-        raise InvalidInput(dict.fromkeys(problems))
+            add_refused(found.refused, error.problems, rule=_rule_of(target), target=target)
     return found
+
+
+def add_refused(refused: list[Finding], problems: Iterable[Problem], *, rule: str, target: str) -> None:
+    """Add why a target cannot be judged, each reason once.
+
+    rule: the id of problems that have none. target: where those stand that have no place.
+    """
+    for problem in problems:
+        where = problem.where or Where(target)
+        found = Finding(id=problem.id or rule, severity="error", what=problem.what, where=where, remedy=problem.do)
+        if found not in refused:
+            refused.append(found)
+
+
+def _rule_of(target: str) -> str:
+    """The id of what is wrong with a target as a whole."""
+    if _is_jsonl(target):
+        return "path-absent"
+    if Path(target).is_dir():
+        return "target-unknown"
+    return "fusion-invalid" if _is_mixture(Path(target)) else "recipe-invalid"
 
 
 def _is_jsonl(target: str) -> bool:
@@ -97,10 +120,6 @@ def _is_mixture(path: Path) -> bool:
         return False
 
 
-def _is_recipe(target: str) -> bool:
-    return not _is_jsonl(target) and not _is_mixture(Path(target))
-
-
 def _read(target: str, recipe: str | None, env: Mapping[str, str], found: Targets) -> None:
     path = Path(target)
     if _is_jsonl(target):
@@ -108,11 +127,12 @@ def _read(target: str, recipe: str | None, env: Mapping[str, str], found: Target
             raise InvalidInput(f"no such file: {target}", "give the path of a JSONL file")
         found.records.append(_bare(path, env) if recipe is None else _by_recipe(path, recipe, env, found))
     elif path.is_dir():
-        raise InvalidInput(f"{target} is a folder, which check cannot judge", KNOWN)
+        found.checkpoints.append(inspect(path))
     elif _is_mixture(path):
         _mixture(target, recipe, env, found)
     elif path.is_file() and path.suffix not in RECIPE_SUFFIXES:
-        raise InvalidInput(f"{target} is neither a recipe, a fusion config nor a .jsonl", KNOWN)
+        what = f"{target} is neither a recipe, a fusion config, a .jsonl nor a checkpoint"
+        raise InvalidInput(Problem(what, KNOWN, id="target-unknown"))
     else:
         _take(*_plan(target, env, found), found)
 
@@ -169,17 +189,22 @@ def _plan(
     """The plan of a recipe, on other records than its own where some are named."""
     given = train_jsonl or fusion_config
     # A shipped recipe takes its records from this variable.
-    resolved = load_recipe(
-        name, env=env if given is None else {"VLTOOL_TRAIN_JSONL": str(Path(given).absolute()), **env}
-    )
-    if given is not None:
-        records = {"train_jsonl": train_jsonl, "fusion_config": fusion_config, "val_jsonl": None}
-        resolved = msgspec.structs.replace(resolved, custom=msgspec.structs.replace(resolved.custom, **records))
-    for note in resolved.notes:
-        finding = Finding(id="recipe-note", severity="note", what=note.what, where=note.where, remedy=note.do)
-        if finding not in found.findings:
-            found.findings.append(finding)
-    return make_plan(resolved, cwd=Path.cwd(), env=env, to_show=True), resolved
+    env_read = env if given is None else {"VLTOOL_TRAIN_JSONL": str(Path(given).absolute()), **env}
+    try:
+        resolved = load_recipe(name, env=env_read)
+        if given is not None:
+            records = {"train_jsonl": train_jsonl, "fusion_config": fusion_config, "val_jsonl": None}
+            resolved = msgspec.structs.replace(resolved, custom=msgspec.structs.replace(resolved.custom, **records))
+        plan = make_plan(resolved, cwd=Path.cwd(), env=env, to_show=True)
+    except InvalidInput as error:
+        # Read for another target, it is still the recipe that is wrong.
+        raise InvalidInput(
+            replace(problem, id=problem.id or "recipe-invalid", where=problem.where or Where(name))
+            for problem in error.problems
+        ) from error
+    if all(resolved.files != known.files for _, known in found.recipes):
+        found.recipes.append((plan, resolved))
+    return plan, resolved
 
 
 def _records(jsonl: Path, split: Split, part: DatasetPlan, plan: RunPlan) -> Records:

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vltool.cli.complete import recipe_names, target_names
+from vltool.cli.findings import explain as explain_rule
+from vltool.cli.findings import ids, show_counts, show_refused, show_table, write_log
 from vltool.cli.guard import guarded
 from vltool.cli.output import Output
 from vltool.cli.reporter import RunReporter
 
 if TYPE_CHECKING:
+    from vltool.audit.audit import Audit
     from vltool.audit.data_rules import Judged
     from vltool.audit.finding import Finding
     from vltool.audit.memory_rules import Planned
+    from vltool.checkpoint.inspection import Inspection
     from vltool.run.preview import Written
-
-SHOWN_OF_A_RULE = 10
-"""Findings of one rule in the table; `--json` has all of them."""
 
 
 @guarded
@@ -28,7 +29,8 @@ def check(
     targets: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TARGET", help="Recipes, fusion configs, or .jsonl files of records.", autocompletion=target_names
+            metavar="TARGET", help="Recipes, fusion configs, .jsonl files of records, or checkpoint folders.",
+            autocompletion=target_names,
         ),
     ] = None,
     recipe: Annotated[
@@ -58,63 +60,62 @@ def check(
     gpu_gib: Annotated[
         float, typer.Option("--gpu-gib", metavar="GIB", min=1.0, help="Memory of the GPU that the run will get.")
     ] = 79.0,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="ID", help="Say what a rule means and what to do, and leave.")
+    ] = None,
+    sarif: Annotated[
+        Path | None, typer.Option("--sarif", metavar="FILE", help="Write the findings as SARIF, for code hosts.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of the table.")] = False,
-) -> int:
-    """Judge every record as training would read it, and plan a step's memory, before a GPU is asked for.
+) -> int:  # fmt: skip
+    """Judge recipes, every record as training would read it, and checkpoints; plan a step's memory.
 
-    Reads every record of a recipe, the header of every image, and counts tokens; an error among the findings exits 1.
+    Reads every record of a recipe, the header of every image, and counts tokens. An error among the findings exits 1,
+    a target that cannot be judged 2.
 
     Example: vltool check my_recipe.yaml --preview /tmp/preview
     """
-    from vltool.audit import data_rules, finding
-    from vltool.audit.memory_rules import planned
-    from vltool.audit.targets import read_targets
+    output = Output()
+    if explain is not None:
+        return explain_rule(output, explain, as_json=as_json)
+    from vltool.audit import finding
+    from vltool.audit import sarif as sarif_log
+    from vltool.audit.audit import audit
+    from vltool.audit.catalogue import RULES
     from vltool.errors import InvalidInput
     from vltool.run.preview import check_folder
 
     if not targets:
         raise InvalidInput(
-            "name what to check: vltool check TARGET", "a recipe, a fusion config, or a .jsonl of records"
+            "name what to check: vltool check TARGET", "a recipe, a fusion config, a .jsonl, or a checkpoint folder"
         )
-    choice: dict[str, Any] = {"known": data_rules.RULES, "only": _ids(only), "ignore": _ids(ignore)}
-    finding.chosen((), **choice)
+    choice = {"only": ids(only), "ignore": ids(ignore)}
+    finding.chosen((), known=RULES, **choice)
     if preview is not None:
         check_folder(preview)
-    output = Output()
+    if sarif is not None:
+        sarif_log.check_file(sarif)
     reporter = RunReporter(output, quiet=as_json)
     try:
-        named = read_targets(targets, recipe=recipe)
-        judged: list[Judged] = []
-        for records in named.records:
-            reporter.stage(f"reading {records.jsonl}")
-            judged.append(
-                data_rules.judge(records, progress=lambda done, total: reporter.progress("records", done, total))
-            )
-        memory = planned(judged, gpu_gib=gpu_gib)
-        found = [*named.findings, *(item for one in judged for item in one.findings)]
-        found += data_rules.judge_mixtures(judged)
-        found += [item for one in memory for item in one.findings]
-        findings = finding.arranged(finding.chosen(found, **choice))
+        done = audit(targets, recipe=recipe, gpu_gib=gpu_gib, reporter=reporter)
+        findings = done.told(**choice)
         written = None
-        if preview is not None:
+        if preview is not None and not done.refused:
             reporter.stage("drawing the preview")
-            written = _preview(preview, judged, findings, samples, variants, reporter)
+            written = _preview(preview, done.records, findings, samples, variants, reporter)
     finally:
         reporter.close()
-    code = int(finding.failed(findings, strict=strict))
+    code = done.exit_code(findings, strict=strict)
+    if sarif is not None:
+        write_log(sarif, findings, RULES, target=targets[0], command="check")
     if as_json:
-        output.print_json(_document(judged, memory, findings, written, code))
+        output.print_json(_document(done, findings, written, code))
     else:
-        _show_memory(output, memory)
-        _show(output, judged, findings)
+        _show(output, done, findings)
     if written is not None:
         output.note(f"{written.file}: {written.records} records, {written.size_bytes / 1e6:.1f} MB")
     return code
-
-
-def _ids(given: list[str] | None) -> list[str]:
-    return [name.strip() for text in given or () for name in text.split(",") if name.strip()]
 
 
 def _preview(
@@ -137,9 +138,7 @@ def _preview(
     )
 
 
-def _document(
-    judged: Sequence[Judged], memory: Sequence[Planned], findings: Sequence[Finding], written: Written | None, code: int
-) -> dict[str, Any]:
+def _document(done: Audit, findings: Sequence[Finding], written: Written | None, code: int) -> dict[str, Any]:
     from vltool.audit.finding import by_severity
 
     page = None
@@ -147,12 +146,32 @@ def _document(
         page = {"file": str(written.file), "records": written.records, "bytes": written.size_bytes}
     return {
         "exit_code": code,
-        "files": [one.to_json() for one in judged],
-        "memory": [one.to_json() for one in memory],
+        "files": [one.to_json() for one in done.records],
+        "memory": [one.to_json() for one in done.memory],
+        "checkpoints": [_census(one) for one in done.checkpoints],
         "counts": by_severity(findings),
         "findings": [item.to_json() for item in findings],
         "preview": page,
     }
+
+
+def _census(inspection: Inspection) -> dict[str, Any]:
+    """What a checkpoint holds, in short; `vltool inspect-ckpt --json` has the rest."""
+    whole = inspection.to_json()
+    kept = ("folder", "kind", "base", "tensors", "elements", "bytes", "dtypes", "ranks", "trainer_state")
+    towers = {tower: count["elements"] for tower, count in whole["towers"].items() if count["tensors"]}
+    return {name: whole[name] for name in kept} | {"towers": towers}
+
+
+def _told_of(inspection: Inspection) -> str:
+    """The same in a line."""
+    census = _census(inspection)
+    parts = [f"{census['tensors']:,} tensors in {', '.join(census['towers'])}"] if census["tensors"] else ["no tensors"]
+    parts += [f"rank {', '.join(census['ranks'])}"] if census["ranks"] else []
+    parts.append(f"{census['bytes'] / 1e6:,.1f} MB")
+    step = census["trainer_state"] and census["trainer_state"]["step"]
+    parts += [f"step {step}"] if step is not None else []
+    return f"{inspection.folder}: {inspection.kind}, {', '.join(parts)}"
 
 
 def _show_memory(output: Output, memory: Sequence[Planned]) -> None:
@@ -178,29 +197,14 @@ def _show_memory(output: Output, memory: Sequence[Planned]) -> None:
             output.result.print(Text(line))
 
 
-def _show(output: Output, judged: Sequence[Judged], findings: Sequence[Finding]) -> None:
-    from itertools import groupby
-
-    from rich import box
-    from rich.table import Table
+def _show(output: Output, done: Audit, findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
-    from vltool.audit.finding import by_severity
-
-    styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
-    if findings:
-        table = Table("", "rule", "where", "what, and what to do", box=box.SIMPLE_HEAD, title_justify="left")
-        for (severity, rule), group in groupby(findings, key=lambda item: (item.severity, item.id)):
-            items = list(group)
-            for item in items[:SHOWN_OF_A_RULE]:
-                told = Text.assemble(item.what, (f"\n{item.remedy}" if item.remedy else "", "dim"))
-                table.add_row(Text(severity, style=styles[severity]), rule, str(item.where or ""), told)
-            if (more := len(items) - SHOWN_OF_A_RULE) > 0:
-                table.add_row("", rule, "", Text(f"and {more:,} more", style="dim"))
-        output.result.print(table, soft_wrap=False)
-    for one in judged:
-        output.result.print(Text(one.summary()))
-    counts = by_severity(findings)
-    told_counts = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for name, count in counts.items() if count)
-    worst = next((name for name, count in counts.items() if count), None)
-    output.result.print(Text(told_counts or "no findings", style=styles[worst] if worst else "green"))
+    _show_memory(output, done.memory)
+    refused = [item for item in findings if item in done.refused]
+    for item in refused:
+        show_refused(output, item)
+    show_table(output, [item for item in findings if item not in refused])
+    for line in (*(one.summary() for one in done.records), *map(_told_of, done.checkpoints)):
+        output.result.print(Text(line))
+    show_counts(output, findings)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vltool.cli.complete import checkpoint_folders, recipe_names
+from vltool.cli.findings import ids, show_counts, show_table, write_log
 from vltool.cli.guard import guarded
 from vltool.cli.output import Output
 from vltool.cli.reporter import RunReporter
@@ -51,6 +52,9 @@ def inspect_ckpt(
     ignore: Annotated[
         list[str] | None, typer.Option("--ignore", metavar="ID", help="Leave this rule out; may be repeated.")
     ] = None,
+    sarif: Annotated[
+        Path | None, typer.Option("--sarif", metavar="FILE", help="Write the findings as SARIF, for code hosts.")
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Fail on warnings, too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of the table.")] = False,
 ) -> int:  # fmt: skip
@@ -61,6 +65,8 @@ def inspect_ckpt(
     Example: vltool inspect-ckpt runs/mine/checkpoint-300 --expect mine.yaml
     """
     from vltool.audit import checkpoint_rules, finding
+    from vltool.audit import sarif as sarif_log
+    from vltool.audit.checkpoint_catalogue import RULES
     from vltool.checkpoint.completeness import completeness
     from vltool.checkpoint.inspection import inspect
     from vltool.errors import InvalidInput
@@ -69,8 +75,11 @@ def inspect_ckpt(
         raise InvalidInput("name a checkpoint folder: vltool inspect-ckpt DIR", "runs/mine/checkpoint-300, say")
     if base is not None and not base.is_dir():
         raise InvalidInput(f"--base: no such folder: {base}", "mend the path")
-    choice: dict[str, Any] = {"known": checkpoint_rules.RULES, "only": _ids(only), "ignore": _ids(ignore)}
+    rules = finding.by_id(RULES)
+    choice: dict[str, Any] = {"known": rules, "only": ids(only), "ignore": ids(ignore)}
     finding.chosen((), **choice)
+    if sarif is not None:
+        sarif_log.check_file(sarif)
     inspection = inspect(folder, base=base)
     other = None if diff is None else inspect(diff)
     said = None
@@ -93,18 +102,17 @@ def inspect_ckpt(
         differs = difference(inspection, other, values=values)
     carried = checkpoint_rules.carried(inspection)
     code = int(finding.failed(findings, strict=strict) or bool(differs))
+    if sarif is not None:
+        write_log(sarif, findings, rules, target=str(folder), command="inspect-ckpt")
     if as_json:
         output.print_json(_document(inspection, carried, survey, differs, findings, code))
     else:
         _show(output, inspection, carried, survey)
         if differs is not None:
             _show_difference(output, differs)
-        _show_findings(output, findings)
+        show_table(output, findings, places=False)
+        show_counts(output, findings)
     return code
-
-
-def _ids(given: list[str] | None) -> list[str]:
-    return [name.strip() for text in given or () for name in text.split(",") if name.strip()]
 
 
 def _survey(inspection: Inspection, output: Output, *, quiet: bool) -> Survey:
@@ -216,23 +224,3 @@ def _show_difference(output: Output, differs: Difference) -> None:
             rows.append((title, f"and {len(names) - SHOWN:,} more"))
     rows += [(name, f"{a} → {b}") for name, (a, b) in list(differs.changed.items())[:SHOWN]]
     output.columns("difference", rows or [("none", "" if differs.values is not None else "values were not compared")])
-
-
-def _show_findings(output: Output, findings: list[Finding]) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    from vltool.audit.finding import by_severity
-
-    styles = {"error": "bold red", "warning": "yellow", "note": "dim"}
-    if findings:
-        table = Table("", "rule", "what, and what to do", box=box.SIMPLE_HEAD)
-        for item in findings:
-            told = Text.assemble(item.what, (f"\n{item.remedy}" if item.remedy else "", "dim"))
-            table.add_row(Text(item.severity, style=styles[item.severity]), item.id, told)
-        output.result.print(table, soft_wrap=False)
-    counts = by_severity(findings)
-    told_counts = ", ".join(f"{count:,} {name}{'s' * (count != 1)}" for name, count in counts.items() if count)
-    worst = next((name for name, count in counts.items() if count), None)
-    output.result.print(Text(told_counts or "no findings", style=styles[worst] if worst else "green"))

@@ -82,21 +82,25 @@ class Output:
         if len(error.problems) > 1:
             self.talk.print(f"{len(error.problems)} problems", style="bold red")
 
-    def problem(self, problem: Problem, style: str) -> None:
-        """One problem; where it stands in a file, that line, underlined at the place, and what to do."""
+    def problem(self, problem: Problem, style: str, *, to: Console | None = None) -> None:
+        """One problem; where it stands in a file, that line, underlined at the place, and what to do.
+
+        to: where it is shown, by default with the talk.
+        """
         from rich.text import Text
 
+        console = self.talk if to is None else to
         head = Text(_visible(problem.what), style=style)
         if problem.where:
             head = Text.assemble((f"{_visible(str(problem.where))}: ", "bold"), head)
-        self.talk.print(head, soft_wrap=True)
+        console.print(head, soft_wrap=True)
         excerpt = None if problem.where is None else _excerpt(problem.where)
         if excerpt:
             line, caret = excerpt
-            self.talk.print(Text(line, style="dim"), soft_wrap=True)
-            self.talk.print(Text.assemble((caret, style), f"  {_visible(problem.do)}".rstrip()), soft_wrap=True)
+            console.print(Text(line, style="dim"), soft_wrap=True)
+            console.print(Text.assemble((caret, style), f"  {_visible(problem.do)}".rstrip()), soft_wrap=True)
         elif problem.do:
-            self.talk.print(Text(f"  {_visible(problem.do)}"), soft_wrap=True)
+            console.print(Text(f"  {_visible(problem.do)}"), soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line of talk."""

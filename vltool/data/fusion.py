@@ -234,5 +234,5 @@ def prompt_problems(fusion: Fusion) -> list[Problem]:
             if found := reserved_in(text or ""):
                 what = f"{dataset.key}.{name} contains {found}, which the model's template takes for an instruction"
                 do = "remove it from the prompt; images are placed by vltool"
-                problems.append(Problem(what, do, fusion.where(dataset, name)))
+                problems.append(Problem(what, do, fusion.where(dataset, name), id="fusion-invalid"))
     return problems

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from vltool.errors import BadContent, InvalidInput
+from vltool.errors import BadContent, InvalidInput, Problem
 
 FEWEST_IMAGE_TOKENS = 4
 MOST_IMAGE_TOKENS = 16384
@@ -108,13 +108,16 @@ class TextCounter:
         try:
             text = path.read_bytes().decode()
         except OSError as error:
-            raise InvalidInput(f"cannot read {path}: {error.strerror}", "name a complete checkpoint folder") from error
+            what = f"cannot read {path}: {error.strerror}"
+            raise InvalidInput(Problem(what, "name a complete checkpoint folder", id="base-path")) from error
         except UnicodeDecodeError as error:
-            raise InvalidInput(f"{path} is not UTF-8 text", "copy the tokenizer again") from error
+            what = f"{path} is not UTF-8 text"
+            raise InvalidInput(Problem(what, "copy the tokenizer again", id="base-path")) from error
         try:
             return cls(Tokenizer.from_str(text))
         except Exception as error:  # tokenizers raises nothing narrower
-            raise InvalidInput(f"{path} is no tokenizer: {error}", "copy the tokenizer again") from error
+            what = f"{path} is no tokenizer: {error}"
+            raise InvalidInput(Problem(what, "copy the tokenizer again", id="base-path")) from error
 
     def count(self, messages: list[dict[str, Any]], *, max_pixels: int | None = None) -> int:
         """Tokens of a conversation that ends with an answer.

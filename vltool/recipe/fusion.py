@@ -146,7 +146,7 @@ def load_fusion(path: str, *, env: Mapping[str, str] | None = None, cwd: Path | 
     """
     file = Path(path).expanduser() if path.startswith("~/") else Path(path)
     if not file.exists():
-        raise InvalidInput(f"no such file: {path}", "give the path of a fusion config")
+        raise InvalidInput(Problem(f"no such file: {path}", "give the path of a fusion config", id="path-absent"))
     shown = _shown(file)
     reader = _Reader(shown, file.absolute().parent, cwd or Path.cwd())
     tree = substitute(load_file(file, shown=shown), os.environ if env is None else env, "", reader.problems)

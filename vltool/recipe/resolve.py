@@ -84,18 +84,21 @@ def find_recipe(name: str, *, beside: Path | None = None) -> tuple[Path, Problem
     if not name:
         raise InvalidInput(Problem("a recipe's name is empty", listed))
     if exists(path):
-        raise InvalidInput(Problem(f"{name} is a {'folder' if path.is_dir() else 'pipe'}, no recipe", listed))
+        raise InvalidInput(
+            Problem(f"{name} is a {'folder' if path.is_dir() else 'pipe'}, no recipe", listed, id="path-absent")
+        )
     if is_link(path):
-        raise InvalidInput(Problem(f"{name} is a link to {path.readlink()}, which is not there", "mend the link"))
+        what = f"{name} is a link to {path.readlink()}, which is not there"
+        raise InvalidInput(Problem(what, "mend the link", id="path-absent"))
     if "," in name:
         names = ", ".join(part.strip() for part in name.split(","))
-        raise InvalidInput(Problem(f"no recipe {name}", f"for several write a list: [{names}]"))
+        raise InvalidInput(Problem(f"no recipe {name}", f"for several write a list: [{names}]", id="path-absent"))
     choices = {stem: stem for stem in shipped}
     if exists(path.parent):
         choices |= {file.stem: str(Path(name).parent / file.name) for file in sorted(path.parent.glob("*.y*ml"))}
     guess = nearest(path.stem, choices)
     do = f"did you mean {choices[guess]}?" if guess else listed
-    raise InvalidInput(Problem(f"no recipe {name}", do))
+    raise InvalidInput(Problem(f"no recipe {name}", do, id="path-absent"))
 
 
 def merge(below: Node, above: Node) -> Node:

@@ -165,7 +165,9 @@ class _Check:
         knob = next((key for key in ("global_max_length", *reversed(_LENGTH_KEYS)) if key in self.lengths), None)
         if knob is None:
             do = "write global_max_length: 4096, or as many tokens as your longest record has"
-            self.problems.append(Problem("no length: global_max_length is missing", do, Where(self.file)))
+            self.problems.append(
+                Problem("no length: global_max_length is missing", do, Where(self.file), id="recipe-length")
+            )
             return 0
         length = self.lengths[knob]
         self.origins.setdefault("global_max_length", self.origins[knob])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vltool.data.fusion import prompt_problems
@@ -31,7 +32,7 @@ def read_datasets(
     try:
         fusion = load_fusion(custom.fusion_config, env=env)
     except InvalidInput as error:
-        problems += [Problem(p.what, p.do, p.where or where) for p in error.problems]
+        problems += [replace(p, where=p.where or where, id=p.id or "fusion-invalid") for p in error.problems]
         return None, (), ()
     problems += prompt_problems(fusion)
     if custom.val_jsonl is not None and any(dataset.val_jsonl for dataset in fusion.datasets):
@@ -72,10 +73,11 @@ def absent_files(recipe: Recipe | None, fusion: Fusion | None, problems: list[Pr
         if path is None:
             continue
         if not Path(path).is_file():
-            problems.append(Problem(f"{key}: no such file: {path}", "mend the path", where))
+            problems.append(Problem(f"{key}: no such file: {path}", "mend the path", where, id="path-absent"))
         elif Path(path).suffix in COMPRESSED:
             what = f"{key}: {path} is compressed, and training reads records by their position"
-            problems.append(Problem(what, "unpack it, or write the mixture out with vltool fuse", where))
+            do = "unpack it, or write the mixture out with vltool fuse"
+            problems.append(Problem(what, do, where, id="path-absent"))
 
 
 def _limit(*limits: int | None) -> int | None:

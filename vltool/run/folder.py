@@ -32,7 +32,9 @@ def choose_folder(recipe: Recipe, cwd: Path, now: datetime, problems: list[Probl
         checkpoint = Path(resume)
         run_dir = run_dir if wanted else checkpoint.parent
         if not checkpoint.is_dir():
-            problems.append(Problem(f"no such checkpoint: {checkpoint}", "name one, or say auto", where))
+            problems.append(
+                Problem(f"no such checkpoint: {checkpoint}", "name one, or say auto", where, id="path-absent")
+            )
         elif not is_complete(checkpoint):
             what = f"{checkpoint} is no complete checkpoint-N folder with the optimizer's state"
             problems.append(Problem(what, "name one, or say auto", where))

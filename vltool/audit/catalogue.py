@@ -1,0 +1,18 @@
+"""Every rule there is, by what it looks at."""
+
+from __future__ import annotations
+
+from vltool.audit import checkpoint_catalogue, data_catalogue, memory_rules, target_catalogue
+from vltool.audit.finding import Rule, by_id
+
+GROUPS: dict[str, tuple[Rule, ...]] = {
+    "Targets": target_catalogue.RULES,
+    "Records and mixtures": data_catalogue.RULES,
+    "Memory": memory_rules.RULES,
+    "Checkpoints": checkpoint_catalogue.CHECKPOINT_RULES,
+    "Assertions on checkpoints": checkpoint_catalogue.EXPECT_RULES,
+}
+"""Heading -> rules, in the order in which an operator meets them. A module of rules has one line here."""
+
+RULES: dict[str, Rule] = by_id(rule for rules in GROUPS.values() for rule in rules)
+"""Id -> rule."""
