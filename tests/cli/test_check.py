@@ -469,3 +469,13 @@ def test_a_step_that_does_not_fit_is_told_at_the_batch_s_line(vltool, recipe, ba
     (warning,) = document["findings"]
     assert (code, warning["file"], warning["line"]) == (0, name, 1)
     assert warning["column"] > 1
+
+
+def test_a_wrong_option_is_a_document_too(vltool, jsonl):
+    for arguments, told in ((["--jsno"], "--jsno"), (["--samples", "0"], "--samples")):
+        code, out, err = vltool("check", jsonl, *arguments, "--json")
+        document = json.loads(out)
+        assert (code, document["exit_code"]) == (2, 2)
+        assert told in document["problems"][0]["what"]
+        assert told in err
+        assert vltool("check", jsonl, *arguments)[1] == ""

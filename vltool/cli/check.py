@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vltool.cli.complete import recipe_names, target_names
+from vltool.cli.complete import recipe_names, rule_ids, target_names
 from vltool.cli.findings import explain as explain_rule
 from vltool.cli.findings import ids, show_counts, show_refused, show_table, write_log
 from vltool.cli.guard import guarded
@@ -61,7 +61,10 @@ def check(
         float, typer.Option("--gpu-gib", metavar="GIB", min=1.0, help="Memory of the GPU that the run will get.")
     ] = 79.0,
     explain: Annotated[
-        str | None, typer.Option("--explain", metavar="ID", help="Say what a rule means and what to do, and leave.")
+        str | None,
+        typer.Option(
+            "--explain", metavar="ID", help="Say what a rule means and what to do, and leave.", autocompletion=rule_ids
+        ),
     ] = None,
     sarif: Annotated[
         Path | None, typer.Option("--sarif", metavar="FILE", help="Write the findings as SARIF, for code hosts.")

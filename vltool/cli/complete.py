@@ -18,8 +18,8 @@ def recipe_names(incomplete: str) -> list[str]:
 
 
 def target_names(incomplete: str) -> list[str]:
-    """`recipe_names`, with the mixtures and files of records in the working directory."""
-    return _names(incomplete, (".yaml", ".yml", ".json", ".jsonl"))
+    """`recipe_names`, with the mixtures and files of records in the working directory, and checkpoint folders."""
+    return [*_names(incomplete, (".yaml", ".yml", ".json", ".jsonl")), *checkpoint_folders(incomplete)]
 
 
 def checkpoint_folders(incomplete: str) -> list[str]:
@@ -35,6 +35,13 @@ def checkpoint_folders(incomplete: str) -> list[str]:
         return []
     found = [str(path) for path in folders if any((path / mark).is_file() for mark in marks)]
     return [_as_typed(name) for name in found if name.startswith(incomplete)]
+
+
+def rule_ids(incomplete: str) -> list[str]:
+    """Ids of rules that begin with `incomplete`."""
+    from vltool.audit.catalogue import RULES
+
+    return [rule for rule in RULES if rule.startswith(incomplete)]
 
 
 def _names(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
