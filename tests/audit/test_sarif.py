@@ -9,7 +9,7 @@ import pytest
 
 from vltool.audit.catalogue import RULES
 from vltool.audit.finding import Finding
-from vltool.audit.sarif import check_file, to_sarif, write_sarif
+from vltool.audit.sarif import FINGERPRINT, check_file, to_sarif, write_sarif
 from vltool.errors import InvalidInput, Where
 
 
@@ -47,7 +47,7 @@ def test_a_log_has_all_that_the_schema_requires():
         (place,) = one["locations"]
         assert place["physicalLocation"]["region"]["startLine"] >= 1
         assert place["physicalLocation"]["artifactLocation"]["uri"]
-        assert one["partialFingerprints"]["primaryLocationLineHash"]
+        assert one["partialFingerprints"][FINGERPRINT]
 
 
 def test_every_rule_has_its_help():
@@ -94,7 +94,7 @@ def test_what_has_no_place_stands_at_the_target():
 
 def test_fingerprints_stay_when_lines_move_and_differ_otherwise():
     def marks(*findings):
-        return [one["partialFingerprints"]["primaryLocationLineHash"] for one in log(*findings)["runs"][0]["results"]]
+        return [one["partialFingerprints"][FINGERPRINT] for one in log(*findings)["runs"][0]["results"]]
 
     here = finding(Where("a.jsonl", 3), evidence='{"images"')
     (mark,) = marks(here)

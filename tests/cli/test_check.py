@@ -253,7 +253,7 @@ def test_what_is_wrong_with_a_recipe_that_reads_others_is_said_once(vltool, json
     code, document = checked(vltool, jsonl, str(DEMO), "--recipe", "stage2_llm_lora")
     assert code == 2
     (finding,) = document["findings"]
-    assert finding["id"] == "recipe-invalid"
+    assert finding["id"] == "base-path"
     assert "VLTOOL_MODEL" in finding["what"]
 
 

@@ -22,6 +22,8 @@ from vltool.errors import InvalidInput, Where
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 ROOT = "%SRCROOT%"
 """How SARIF calls the folder that relative addresses begin at."""
+FINGERPRINT = "vltoolFinding/v1"
+"""Ours: `primaryLocationLineHash` is for GitHub's upload, which hashes the file itself and warns of any other value."""
 
 
 def to_sarif(
@@ -97,7 +99,7 @@ def _result(
         "level": finding.severity,
         "message": {"text": _lines(finding.what, finding.remedy)},
         "locations": [{"physicalLocation": {"artifactLocation": artifact, "region": region}}],
-        "partialFingerprints": {"primaryLocationLineHash": f"{mark}:{seen[mark]}"},
+        "partialFingerprints": {FINGERPRINT: f"{mark}:{seen[mark]}"},
     }
 
 

@@ -147,8 +147,8 @@ def _bare(jsonl: Path, env: Mapping[str, str]) -> Records:
 
 
 def _by_recipe(jsonl: Path, recipe: str, env: Mapping[str, str], found: Targets) -> Records:
-    plan, _ = _plan(recipe, env, found, train_jsonl=str(jsonl.absolute()))
-    return _records(jsonl, "train", DatasetPlan(jsonl=str(jsonl), limit=None), plan)
+    plan, read_by = _plan(recipe, env, found, train_jsonl=str(jsonl.absolute()))
+    return _records(jsonl, "train", DatasetPlan(jsonl=str(jsonl), limit=None), plan, read_by)
 
 
 def _mixture(target: str, recipe: str | None, env: Mapping[str, str], found: Targets) -> None:
@@ -175,7 +175,7 @@ def _take(plan: RunPlan, recipe: Recipe, found: Targets) -> None:
     if problems:
         raise InvalidInput(problems)
     for split, parts in zip(SPLITS, (plan.data.train, plan.data.val), strict=True):
-        found.records.extend(_records(Path(part.jsonl), split, part, plan) for part in parts)
+        found.records.extend(_records(Path(part.jsonl), split, part, plan, recipe) for part in parts)
 
 
 def _plan(
@@ -207,16 +207,25 @@ def _plan(
     return plan, resolved
 
 
-def _records(jsonl: Path, split: Split, part: DatasetPlan, plan: RunPlan) -> Records:
+def _records(jsonl: Path, split: Split, part: DatasetPlan, plan: RunPlan, recipe: Recipe) -> Records:
     return Records(
         jsonl=jsonl,
         split=split,
         reading=plan.data.reading(part),
         policy=part.policy,
-        counter=TextCounter.from_folder(Path(plan.original)),
+        counter=_counter(plan, recipe),
         max_length=plan.data.max_length,
         learnt=plan.arguments.get("loss_scale", "default"),
         skips_bad=plan.data.on_bad_record == "skip",
         plan=plan,
         fusion=plan.data.fusion,
     )
+
+
+def _counter(plan: RunPlan, recipe: Recipe) -> TextCounter:
+    """The base's tokenizer. Raises InvalidInput, at the line that names the base, for one that cannot be read."""
+    try:
+        return TextCounter.from_folder(Path(plan.original))
+    except InvalidInput as error:
+        where = recipe.where("model.model")
+        raise InvalidInput(replace(problem, where=where) for problem in error.problems) from error

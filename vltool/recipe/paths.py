@@ -49,7 +49,9 @@ def _read(key: str, text: str, folder: Path) -> str:
     if key in PROMPTS:
         return read_prompt(key, text, folder)
     if text == "":
-        raise InvalidInput(Problem(f"{key} is an empty text", "name a path; for none write null, or drop the quotes"))
+        rule = "base-path" if key in HUB_IDS else ""
+        do = "name a path; for none write null, or drop the quotes"
+        raise InvalidInput(Problem(f"{key} is an empty text", do, id=rule))
     if key == "deepspeed.config" and not (text.endswith(".json") or "/" in text):
         return text
     if key == "training.resume_from_checkpoint" and text == "auto":

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from vltool.errors import Problem
 from vltool.recipe.load import UNUSABLE, MapNode, Node, ScalarNode, SeqNode
+from vltool.recipe.paths import HUB_IDS
 from vltool.recipe.scalars import read_plain
 
 _VARIABLE = re.compile(r"\$\$\{|\$\{(?:(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?P<default>:-[^}]*)?\})?")
@@ -41,7 +42,7 @@ def _scalar(node: ScalarNode, env: Mapping[str, str], key: str, problems: list[P
     from_shell = False
 
     def problem(what: str, do: str) -> str:
-        problems.append(Problem(f"{key}: {what}", do, node.where))
+        problems.append(Problem(f"{key}: {what}", do, node.where, id="base-path" if key in HUB_IDS else ""))
         return ""
 
     def value(match: re.Match[str]) -> str:
