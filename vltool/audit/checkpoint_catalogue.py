@@ -73,7 +73,7 @@ CHECKPOINT_RULES: tuple[Rule, ...] = (
         why="It holds the rank's scale, the targets and the base. No tool loads the adapter without it, and its "
         "tensors alone do not say them.",
         remedy="Take it from another checkpoint of the same run.",
-        covers="health check: Adapter config correct",
+        covers="health check: Adapter config correct (for LoRA mode)",
         source=_PEFT,
     ),
     Rule(
@@ -149,7 +149,7 @@ CHECKPOINT_RULES: tuple[Rule, ...] = (
         why="A module whose tensors are missing works as if it had not been trained; of a whole model it gets random "
         "weights. A module of `modules_to_save` that is absent was not saved.",
         remedy="Save the checkpoint again from the trained model, or use another one.",
-        covers="health check: modules_to_save lists any full-tuned modules",
+        covers="health check: `modules_to_save` lists any full-tuned modules (if used)",
     ),
     Rule(
         id="ckpt-unexpected",
@@ -158,7 +158,7 @@ CHECKPOINT_RULES: tuple[Rule, ...] = (
         why="They are ignored when the checkpoint is loaded. Often weights and configuration are of two runs, or the "
         "base is another.",
         remedy="See whether `adapter_config.json` and the base are the run's own.",
-        covers="health check: modules_to_save lists any full-tuned modules",
+        covers="health check: `modules_to_save` lists any full-tuned modules (if used)",
     ),
     Rule(
         id="ckpt-shape",
@@ -174,7 +174,7 @@ CHECKPOINT_RULES: tuple[Rule, ...] = (
         means="a factor's rank is not the configuration's",
         why="Loading fails, or the scale alpha/rank is not the one it was trained with.",
         remedy="Take `adapter_config.json` from the run that made the weights.",
-        covers="health check: Adapter config correct",
+        covers="health check: Adapter config correct (for LoRA mode)",
     ),
     Rule(
         id="ckpt-tied",
@@ -247,7 +247,7 @@ EXPECT_RULES: tuple[Rule, ...] = (
         means="an assertion on ranks or alpha fails",
         why=_ASSERTED,
         remedy="Use the checkpoint of the recipe's own run, or mend the assertion.",
-        covers="health check: Adapter config correct",
+        covers="health check: Adapter config correct (for LoRA mode)",
     ),
     Rule(
         id="expect-base",
@@ -263,7 +263,7 @@ EXPECT_RULES: tuple[Rule, ...] = (
         means="an assertion on modules held in full fails",
         why=_ASSERTED,
         remedy="Compare `tuner.modules_to_save` of the recipe with that of `adapter_config.json`.",
-        covers="health check: modules_to_save lists any full-tuned modules",
+        covers="health check: `modules_to_save` lists any full-tuned modules (if used)",
     ),
     Rule(
         id="expect-size",

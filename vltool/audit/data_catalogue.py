@@ -63,7 +63,7 @@ RULES: tuple[Rule, ...] = (
         "refused by the model's processor.",
         remedy="Copy the image again, or mend its path: it begins at the folder of the .jsonl, or at `ROOT_IMAGE_DIR` "
         f"where that is set. {_MEND}",
-        covers="health check: Vision tokens present",
+        covers="health check: Vision tokens present (`pixel_values`, `image_grid_thw`)",
     ),
     Rule(
         id="record-answer",

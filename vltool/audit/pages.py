@@ -16,20 +16,20 @@ class Row:
     """A row of the playbook's health checks, troubleshooting or FAQ."""
 
     name: str
-    """What kind it is, and the beginning of its own words, as `Rule.covers` has it."""
+    """What kind it is, and its own words, as `Rule.covers` has it."""
     beside: str = ""
     """What else shows it, or, for what no rule can see beforehand, what shows it in its place."""
 
 
 ROWS: tuple[Row, ...] = (
-    Row("health check: Vision tokens present"),
+    Row("health check: Vision tokens present (`pixel_values`, `image_grid_thw`)"),
     Row("health check: Image placeholders match image count in user messages",
         "vltool places every image itself, through the model's own template"),
-    Row("health check: modules_to_save lists any full-tuned modules",
+    Row("health check: `modules_to_save` lists any full-tuned modules (if used)",
         "`train` shows what trains, per tower, before step 1, and stops where that is not the recipe's"),
-    Row("health check: Adapter config correct"),
+    Row("health check: Adapter config correct (for LoRA mode)"),
     Row("health check: Correct base model path"),
-    Row("health check: global_max_length or template.max_length set"),
+    Row("health check: `global_max_length` or `template.max_length` set"),
     Row("troubleshooting: Full model saved instead of adapter",
         "the model is always prepared by vltool, and `smoke` looks at the checkpoint that is saved"),
     Row("troubleshooting: Zero gradients for vision/aligner",
@@ -40,7 +40,7 @@ ROWS: tuple[Row, ...] = (
     Row("troubleshooting: NaN loss", "`train` stops at a loss that is not finite"),
     Row("troubleshooting: NCCL monitoredBarrier after best checkpoint",
         "metrics are reduced over all processes before any of them decides, so that all decide alike"),
-    Row("FAQ: Please input the training dataset",
+    Row("FAQ: ValueError: self.dataset: [], self.cached_dataset: []. Please input the training dataset.",
         "`data.dataset` may be left out: vltool fills in what ms-swift asks for"),
     Row("FAQ: Expected all tensors to be on the same device",
         "it cannot be seen beforehand; `smoke` runs the recipe's own path, and recipes hold no code that could move a "

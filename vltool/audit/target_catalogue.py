@@ -13,7 +13,7 @@ RULES: tuple[Rule, ...] = (
         "judged, because it is not certain what it names.",
         remedy="Mend the line that is shown. `vltool render-config RECIPE` prints each key with the file and line that "
         "it came from, and `vltool render-config --schema` is a JSON Schema for editors.",
-        covers="FAQ: Please input the training dataset",
+        covers="FAQ: ValueError: self.dataset: [], self.cached_dataset: []. Please input the training dataset.",
     ),
     Rule(
         id="recipe-length",
@@ -23,7 +23,7 @@ RULES: tuple[Rule, ...] = (
         "then need more memory than there is, hours after the start.",
         remedy="Write `global_max_length`, as many tokens as your longest record has: `vltool check` says how many "
         "that are. It sets `model.max_model_len` and `template.max_length` alike.",
-        covers="health check: global_max_length or template.max_length set",
+        covers="health check: `global_max_length` or `template.max_length` set",
     ),
     Rule(
         id="base-path",
@@ -42,7 +42,7 @@ RULES: tuple[Rule, ...] = (
         why="The recipe is read as it is meant, so nothing has to be done. What has no effect may have been meant to "
         "have one.",
         remedy="Write it as the note says, or take the line out.",
-        covers="FAQ: Please input the training dataset",
+        covers="FAQ: ValueError: self.dataset: [], self.cached_dataset: []. Please input the training dataset.",
     ),
     Rule(
         id="fusion-invalid",
