@@ -11,6 +11,7 @@ from vltool.audit.catalogue import RULES
 from vltool.audit.finding import Finding
 from vltool.audit.sarif import FINGERPRINT, check_file, to_sarif, write_sarif
 from vltool.errors import InvalidInput, Where
+from vltool.recipe.resolve import shipped_recipes
 
 
 def finding(where=None, **changes):
@@ -83,6 +84,15 @@ def test_a_result_stands_where_the_finding_does():
 )
 def test_addresses_are_relative_to_the_root_where_they_can_be(file, uri, relative):
     assert address(Where(file)) == {"uri": uri} | ({"uriBaseId": "%SRCROOT%"} if relative else {})
+
+
+def test_a_shipped_recipe_is_not_taken_for_one_of_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = address(Where("recipes/base.yaml", 1), root=tmp_path)
+    assert shipped == {"uri": shipped_recipes()["base"].as_uri()}
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "base.yaml").touch()
+    assert address(Where("recipes/base.yaml", 1), root=tmp_path)["uri"] == "recipes/base.yaml"
 
 
 def test_what_has_no_place_stands_at_the_target():

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from weights import write_adapter, write_base
 
 import vltool.data
+from vltool.cli.complete import rule_ids, target_names
 
 DEMO = Path(vltool.data.__file__).parent / "demo" / "photos.jsonl"
 
@@ -479,3 +480,19 @@ def test_a_wrong_option_is_a_document_too(vltool, jsonl):
         assert told in document["problems"][0]["what"]
         assert told in err
         assert vltool("check", jsonl, *arguments)[1] == ""
+
+
+def test_checkpoint_folders_and_rules_are_completed(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert target_names("sm") == ["smoke", "small"]
+    assert target_names("run/") == ["run/checkpoint-7"]
+    assert rule_ids("record-j") == ["record-json"]
+
+
+def test_sound_targets_of_every_kind_have_no_finding(vltool, recipe, mixture, checkpoint, tmp_path):
+    sound = mixture(target={"val_jsonl": str(DEMO)}, source={"train_jsonl": str(DEMO), "ratio": 0.5})
+    code, document = checked(
+        vltool, recipe(custom={"train_jsonl": str(DEMO)}), sound, checkpoint, str(tmp_path / "small"), str(DEMO)
+    )
+    assert (code, document["findings"]) == (0, [])
+    assert len(document["checkpoints"]) == 2

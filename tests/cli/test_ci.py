@@ -23,6 +23,7 @@ def read(path: Path) -> Any:
 
 
 WORKFLOW = read(ROOT / "docs" / "ci" / "vltool.yml")
+CONFIG = read(ROOT / "docs" / "ci" / "pre-commit-config.yaml")["repos"][0]["hooks"]
 HOOKS = {hook["id"]: hook for hook in read(ROOT / ".pre-commit-hooks.yaml")}
 
 
@@ -114,3 +115,17 @@ def test_the_checkpoint_hook_takes_its_folder_from_args(vltool, tmp_path):
     assert vltool(*entry, "export")[0] == 0
     (folder / "adapter_config.json").unlink()
     assert vltool(*entry, "export")[0] == 1
+
+
+def test_the_example_of_a_pre_commit_config_uses_the_hooks(vltool, tmp_path):
+    assert [used["id"] for used in CONFIG] == list(HOOKS)
+    check, inspect = (shlex.split(HOOKS[used["id"]]["entry"])[1:] + used["args"] for used in CONFIG)
+    assert vltool(*check, str(DEMO))[0] == 0
+    folder = tmp_path / CONFIG[1]["args"][0]
+    recipe = tmp_path / CONFIG[1]["args"][2]
+    recipe.parent.mkdir()
+    recipe.write_text("extends: stage1_aligner_lora\nmodel: {model: ../base}\n")
+    write_adapter(folder, base=write_base(tmp_path / "base"))
+    code, out, _ = vltool(*inspect)
+    assert code == 1
+    assert "expect-rank" in out

@@ -72,6 +72,19 @@ def test_assertions_and_their_values(vltool, folder, tmp_path):
     assert "did you mean rank?" in err
 
 
+def test_findings_are_written_as_sarif(vltool, folder, tmp_path):
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    assert vltool("inspect-ckpt", str(folder), "--sarif", "log.sarif")[0] == 0
+    (run,) = json.loads((tmp_path / "log.sarif").read_text())["runs"]
+    (result,) = run["results"]
+    assert (result["ruleId"], result["level"]) == ("ckpt-pickle", "warning")
+    place = result["locations"][0]["physicalLocation"]
+    assert place["artifactLocation"]["uri"] == "checkpoint-7"
+    assert run["automationDetails"]["id"] == "vltool inspect-ckpt/"
+    code, out, err = vltool("inspect-ckpt", str(folder), "--sarif", "gone/log.sarif")
+    assert (code, out, "no such folder: gone" in err) == (2, "", True)
+
+
 def test_a_difference_exits_1(vltool, folder, tmp_path):
     tensors = adapter_tensors()
     tensors.pop("base_model.model.model.visual.merger.linear_fc1.bias")
@@ -110,7 +123,7 @@ def test_headers_alone_load_neither_torch_nor_numpy(tmp_path):
     write_sharded(tmp_path)
     code = (
         "import sys, contextlib, io\n"
-        f"sys.argv = ['vltool', 'inspect-ckpt', {str(tmp_path)!r}]\n"
+        f"sys.argv = ['vltool', 'inspect-ckpt', {str(tmp_path)!r}, '--sarif', {str(tmp_path / 'log.sarif')!r}]\n"
         "from vltool.cli.app import main\n"
         "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main()\n"
         "print(' '.join(m for m in sys.modules if '.' not in m))"
@@ -119,6 +132,7 @@ def test_headers_alone_load_neither_torch_nor_numpy(tmp_path):
     loaded = set(done.stdout.split())
     assert "msgspec" in loaded
     assert not loaded & (HEAVY | {"numpy", "PIL", "tokenizers"})
+    assert (tmp_path / "log.sarif").is_file()
 
 
 def test_checkpoint_folders_are_completed(folder, tmp_path, monkeypatch):

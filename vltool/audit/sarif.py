@@ -18,6 +18,7 @@ from urllib.parse import quote
 from vltool.audit.finding import Finding, Rule
 from vltool.audit.pages import page
 from vltool.errors import InvalidInput, Where
+from vltool.recipe.resolve import file_of
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 ROOT = "%SRCROOT%"
@@ -108,8 +109,8 @@ def _lines(*parts: str) -> str:
 
 
 def _artifact(file: str, root: Path) -> dict[str, str]:
-    """The address of a file: relative to the root where it lies below that."""
-    path = Path(os.path.normpath(root.absolute() / file))
+    """The address of a file: relative to the root where it lies below that, as a shipped recipe may not."""
+    path = Path(os.path.normpath(root.absolute() / file_of(file)))
     try:
         return {"uri": quote(os.fsencode(path.relative_to(root.absolute()))), "uriBaseId": ROOT}
     except ValueError:

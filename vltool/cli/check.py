@@ -204,10 +204,9 @@ def _show(output: Output, done: Audit, findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
     _show_memory(output, done.memory)
-    refused = [item for item in findings if item in done.refused]
-    for item in refused:
+    for item in done.refused:
         show_refused(output, item)
-    show_table(output, [item for item in findings if item not in refused])
+    show_table(output, [item for item in findings if item not in done.refused])
     for line in (*(one.summary() for one in done.records), *map(_told_of, done.checkpoints)):
         output.result.print(Text(line))
     show_counts(output, findings)
