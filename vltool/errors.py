@@ -3,6 +3,7 @@
     VltoolError              a message for the user; exit code 1
     ├── BadContent           records or checkpoints hold something wrong; exit code 1
     ├── RunFailed            the run stopped after its worker had started; exit code 1
+    │   └── OutOfMemory      for want of memory on a GPU
     ├── InvalidInput         usage, an invalid recipe or an absent path; exit code 2
     └── MissingOnHost        a package, GPU or disk this host lacks; exit code 3
 
@@ -63,6 +64,11 @@ class VltoolError(Exception):
         assert self.problems, "an error without a problem"
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
+    @property
+    def details(self) -> dict[str, int | None]:
+        """Further arguments, by name, of which another process makes the same error again."""
+        return {}
+
 
 class BadContent(VltoolError):
     """Records or checkpoints that were read hold something wrong."""
@@ -70,6 +76,28 @@ class BadContent(VltoolError):
 
 class RunFailed(VltoolError):
     """The run stopped after its worker had started."""
+
+
+class OutOfMemory(RunFailed):
+    """The run stopped for want of memory on a GPU."""
+
+    def __init__(
+        self,
+        problems: Problem | str | Iterable[Problem],
+        do: str = "",
+        *,
+        peak_bytes: int | None = None,
+        gpu_bytes: int | None = None,
+    ) -> None:
+        """peak_bytes: the most that was in use by tensors at once. gpu_bytes: the GPU's memory. None: not known."""
+        super().__init__(problems, do)
+        self.peak_bytes = peak_bytes
+        self.gpu_bytes = gpu_bytes
+
+    @property
+    def details(self) -> dict[str, int | None]:
+        """See `VltoolError`."""
+        return {"peak_bytes": self.peak_bytes, "gpu_bytes": self.gpu_bytes}
 
 
 class InvalidInput(VltoolError):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vltool.errors import BadContent, InvalidInput, MissingOnHost, Problem, RunFailed, Where
+from vltool.errors import BadContent, InvalidInput, MissingOnHost, OutOfMemory, Problem, RunFailed, Where
 from vltool.run.evidence import TowerRow
 from vltool.run.wire import Receiver, Sender, rebuilt, receiver
 
@@ -72,7 +72,18 @@ def test_who_was_taken_in_late_is_heard(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", [InvalidInput, MissingOnHost, RunFailed])
 def test_an_error_keeps_its_exit_code(kind):
-    assert rebuilt(kind.__name__, (Problem("x"),)).exit_code == kind("x").exit_code
+    assert rebuilt(kind.__name__, (Problem("x"),), {}).exit_code == kind("x").exit_code
+
+
+def test_what_was_measured_of_a_lack_of_memory_comes_along(tmp_path):
+    def talk(sender):
+        sender.failed(OutOfMemory("no room", "lower something", peak_bytes=78, gpu_bytes=80))
+
+    (failed,) = [arguments for name, arguments in heard_from(tmp_path, talk) if name == "failed"]
+    error = rebuilt(*failed[1:])
+    assert type(error) is OutOfMemory
+    assert (error.peak_bytes, error.gpu_bytes) == (78, 80)
+    assert error.problems == (Problem("no room", "lower something"),)
 
 
 def test_a_path_too_long_for_a_socket_is_told(tmp_path):

@@ -8,7 +8,10 @@ from dataclasses import dataclass, replace
 from vltool.audit import checkpoint_rules, data_rules
 from vltool.audit.catalogue import RULES
 from vltool.audit.data_rules import Judged
+from vltool.audit.disk_rules import folders_of
+from vltool.audit.fast import fast_findings
 from vltool.audit.finding import Finding, arranged, chosen, failed
+from vltool.audit.host import read_host
 from vltool.audit.memory_rules import Planned, planned
 from vltool.audit.targets import Targets, add_refused, read_targets
 from vltool.checkpoint.completeness import completeness
@@ -86,9 +89,10 @@ def _judged(named: Targets, reporter: Reporter) -> Iterator[Judged]:
 
 
 def _judge_recipe(plan: RunPlan, recipe: Recipe) -> Iterator[Finding]:
-    """What a recipe, its base and this host say before a record is read: every module of such rules is called here."""
+    """What a recipe, its base and this host say before a record is read."""
     for note in recipe.notes:
         yield Finding(id=note.id or "recipe-note", severity="note", what=note.what, where=note.where, remedy=note.do)
+    yield from fast_findings(plan, recipe, read_host(folders_of(plan)))
 
 
 def _memory(named: Targets, memory: Sequence[Planned]) -> Iterator[Finding]:

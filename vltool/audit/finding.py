@@ -40,6 +40,19 @@ class Rule:
         """Where its page is, from the root of the repository."""
         return page_of(self.id)
 
+    def finds(
+        self, what: str, *, where: Where | None = None, evidence: str = "", severity: Severity | None = None
+    ) -> Finding:
+        """A finding of this rule, by default of its severity and with its source for evidence."""
+        return Finding(
+            id=self.id,
+            severity=severity or self.severity,
+            what=what,
+            where=where,
+            evidence=evidence or self.source,
+            remedy=self.remedy,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:

@@ -37,7 +37,7 @@ def resident(terms: Terms) -> tuple[list[Row], list[Row]]:
         Row("adapters", anatomy.adapters * how.adapter // shards, said(adapter, shared)),
         Row("carried adapters", anatomy.carried * how.adapter // shards, said("frozen", adapter, shared)),
     ]
-    states = _optimizer(terms)
+    states = optimizer_states(terms)
     gradients = Row("gradients", terms.gradient_bytes, "kept between the batches of a step")
     teacher = terms.teacher()
     here, on_host = [*weights, *states], []
@@ -52,7 +52,7 @@ def resident(terms: Terms) -> tuple[list[Row], list[Row]]:
     return [row for row in (*here, *_buffers(terms)) if row.bytes], [row for row in on_host if row.bytes]
 
 
-def _optimizer(terms: Terms) -> list[Row]:
+def optimizer_states(terms: Terms) -> list[Row]:
     """States of the optimizer; under DeepSpeed in 16 bits, fp32 copies of what trains, by which it is updated, too.
 
     Source: Rajbhandari et al., "ZeRO" (1910.02054), section 3.1: 4 + 4 + 4 bytes an element under Adam.

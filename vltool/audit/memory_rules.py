@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vltool.audit.data_rules import Judged
 from vltool.audit.finding import Finding, Rule
+from vltool.audit.host import Host
 from vltool.audit.memory_knobs import Knob, knobs
-from vltool.audit.memory_plan import GIB, MFU_RANGE, MemoryPlan, plan_memory
+from vltool.audit.memory_plan import GIB, GPU_GIB, MFU_RANGE, MemoryPlan, plan_memory
 from vltool.data.fusion import plan_mixture
-from vltool.errors import BadContent, InvalidInput
+from vltool.errors import BadContent, InvalidInput, OutOfMemory, Problem
 from vltool.run.plan import RunPlan
+
+DRIVER_BYTES = int(0.6 * GIB)
+"""What CUDA does not offer of the memory that nvidia-smi tells (79.1 of 79.6 GiB on an H100)."""
+SHOWN_KNOBS = 3
+_SMALLER = 0.9
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -67,8 +73,7 @@ class Planned:
         needed = f"a step needs {self.memory.needed / GIB:.1f} GiB on each GPU, which has {self.gpu_gib:g}"
         remedy = "no single setting makes it fit: change several, or use a larger GPU"
         if self.knobs:
-            said = [f"{knob} ({knob.memory.needed / GIB:.1f} GiB; {knob.price})" for knob in self.knobs[:3]]
-            remedy = f"write {', or '.join(said)}"
+            remedy = f"write {_told(self.knobs)}"
         return [
             Finding(
                 id="memory-fit",
@@ -138,19 +143,67 @@ def _planned(plan: RunPlan, files: Sequence[Judged], gpu_gib: float) -> Planned:
         longest = None
     counts = [scan.records - len(scan.bad) for scan in scans]
     means = [(count, scan.mean_tokens) for count, scan in zip(counts, scans, strict=True) if scan.mean_tokens]
+    bare = planned_alone(plan, gpu_gib=gpu_gib, longest=longest)
+    if bare.memory is None:
+        return bare
+    samples = sum(counts)
+    if plan.data.fusion is not None and len(counts) == len(plan.data.train) and all(counts):
+        samples = len(plan_mixture(plan.data.fusion, counts, seed=0))
+    return replace(
+        bare,
+        records=samples,
+        mean_tokens=sum(count * mean for count, mean in means) / max(sum(count for count, _ in means), 1) or None,
+    )
+
+
+def planned_alone(plan: RunPlan, *, gpu_gib: float, longest: int | None = None) -> Planned:
+    """The memory of a plan, without its records. longest: as for `plan_memory`."""
     try:
         memory = plan_memory(plan, longest=longest)
         found = () if memory.fits(gpu_gib) else tuple(knobs(plan, gpu_gib=gpu_gib, longest=longest))
     except (InvalidInput, BadContent) as error:
         return Planned(recipe=plan.recipe, gpu_gib=gpu_gib, memory=None, why=error.problems[0].what)
-    samples = sum(counts)
-    if plan.data.fusion is not None and len(counts) == len(plan.data.train) and all(counts):
-        samples = len(plan_mixture(plan.data.fusion, counts, seed=0))
-    return Planned(
-        recipe=plan.recipe,
-        gpu_gib=gpu_gib,
-        memory=memory,
-        knobs=found,
-        records=samples,
-        mean_tokens=sum(count * mean for count, mean in means) / max(sum(count for count, _ in means), 1) or None,
-    )
+    return Planned(recipe=plan.recipe, gpu_gib=gpu_gib, memory=memory, knobs=found)
+
+
+def judge_memory(plan: RunPlan, host: Host, *, longest: int | None = None) -> list[Finding]:
+    """The memory of a step against what is free on the smallest of the GPUs that this host would give a run.
+
+    longest: tokens of the longest training record, where they were counted. Nothing is said without a GPU.
+    """
+    gpus = host.gpus_of(dict(plan.env) | dict(host.environment), plan.launch.nproc_per_node)
+    if not gpus or plan.arguments.get("use_cpu"):
+        return []
+    free = min(gpu.memory - gpu.used for gpu in gpus) - DRIVER_BYTES
+    if plan.data.augmentation is not None:
+        longest = None
+    return planned_alone(plan, gpu_gib=round(free / GIB, 1), longest=longest).findings
+
+
+def explained(plan: RunPlan, error: OutOfMemory) -> tuple[Planned, OutOfMemory]:
+    """The plan of a run that ended for want of memory, and its error with the nearest knobs.
+
+    Where the plan says that the step fits, something that it does not count took the rest: the knobs are those that
+    make it smaller by `_SMALLER`.
+    """
+    gpu_gib = GPU_GIB if error.gpu_bytes is None else error.gpu_bytes / GIB
+    one = planned_alone(plan, gpu_gib=gpu_gib)
+    if one.memory is None:
+        return one, error
+    needed = one.memory.needed / GIB
+    if one.fits:
+        one = replace(one, knobs=tuple(knobs(plan, gpu_gib=needed * _SMALLER)))
+        do = f"the plan of this run needs {needed:.1f} GiB: look for another process on the GPU (nvidia-smi)"
+    else:
+        do = f"the plan of this run needs {needed:.1f} GiB"
+    if one.knobs:
+        do = f"{do}; write {_told(one.knobs)}"
+    first, *rest = error.problems
+    problems = [Problem(first.what, do, first.where), *rest]
+    return one, OutOfMemory(problems, peak_bytes=error.peak_bytes, gpu_bytes=error.gpu_bytes)
+
+
+def _told(found: Sequence[Knob]) -> str:
+    """The first of them, and what a step then needs."""
+    said = [f"{knob} ({knob.memory.needed / GIB:.1f} GiB; {knob.price})" for knob in found[:SHOWN_KNOBS]]
+    return ", or ".join(said)

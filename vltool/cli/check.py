@@ -178,24 +178,15 @@ def _told_of(inspection: Inspection) -> str:
 
 
 def _show_memory(output: Output, memory: Sequence[Planned]) -> None:
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
+
+    from vltool.cli.memory_table import memory_table
 
     for one in memory:
         if one.memory is None:
             output.note(f"{one.recipe}: no memory plan: {one.why}")
             continue
-        table = Table(
-            "memory of each GPU", "GiB", "", box=box.SIMPLE_HEAD, title=one.recipe, title_justify="left",
-        )  # fmt: skip
-        table.columns[1].justify = "right"
-        *parts, total = one.memory.rows()
-        for row in parts:
-            table.add_row(row.name, f"{row.bytes / 2**30:.2f}", Text(row.note, style="dim"))
-        table.add_section()
-        table.add_row(total.name, f"{total.bytes / 2**30:.2f}", Text(total.note, style="dim"), style="bold")
-        output.result.print(table, soft_wrap=False)
+        output.result.print(memory_table(one), soft_wrap=False)
         for line in one.summary():
             output.result.print(Text(line))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,10 @@ from vltool.cli.complete import recipe_names
 from vltool.cli.guard import guarded
 from vltool.cli.output import Output
 from vltool.cli.reporter import RunReporter
+
+if TYPE_CHECKING:
+    from vltool.errors import OutOfMemory
+    from vltool.run.plan import RunPlan
 
 
 @guarded
@@ -39,8 +43,8 @@ def train(
 
     Example: VLTOOL_MODEL=/models/Qwen3-VL-4B-Instruct VLTOOL_TRAIN_JSONL=train.jsonl vltool train stage2_llm_lora
     """
-    from vltool.audit.preflight import audited
-    from vltool.errors import InvalidInput
+    from vltool.audit.preflight import preflight
+    from vltool.errors import InvalidInput, OutOfMemory
     from vltool.recipe.validate import load_recipe
     from vltool.run import launch
     from vltool.run.plan import make_plan
@@ -60,8 +64,11 @@ def train(
             for note in resolved.notes:
                 output.problem(note, "yellow")
             # The other processes take this one's plan, with the records that it leaves out.
-            plan = audited(plan, reporter)
+            plan = preflight(plan, resolved, reporter)
         outcome = launch.train(plan, reporter, resolved=resolved)
+    except OutOfMemory as error:
+        reporter.close()
+        raise _explained(plan, error, output) from error
     finally:
         reporter.close()
     if outcome["signal"] is not None and first:
@@ -73,3 +80,16 @@ def train(
     if first:
         output.result.print(outcome["last_checkpoint"] or os.fspath(plan.run_dir), markup=False)
     return 0
+
+
+def _explained(plan: RunPlan, error: OutOfMemory, output: Output) -> OutOfMemory:
+    """Show the plan of the memory that did not suffice; the error with what would make it smaller."""
+    from vltool.audit.memory_rules import explained
+    from vltool.cli.memory_table import memory_table
+
+    planned, told = explained(plan, error)
+    if planned.memory is not None:
+        output.talk.print(memory_table(planned))
+        for line in planned.summary():
+            output.note(line)
+    return told

@@ -73,6 +73,8 @@ class RunPlan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Measure a fixed batch before and after training, for `vltool smoke`."""
     merge: MergePlan | None = None
     """The earlier stage that is merged into the recipe's base, in place of an adapter that carries it."""
+    warnings: tuple[str, ...] = ()
+    """What was warned of before the worker started, for the run folder's warnings.jsonl."""
 
     @property
     def original(self) -> str:

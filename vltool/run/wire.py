@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Client, Connection, Listener, wait
@@ -20,8 +20,8 @@ LONGEST_ADDRESS = 107
 """Bytes of a socket's path on Linux (`sun_path`, less its end)."""
 
 Event = tuple[str, tuple[Any, ...]]
-"""Name and arguments. `here` (rank, process id), `failed` (rank, class, problems), `outcome` (dict); the other
-names are those of a reporter's methods."""
+"""Name and arguments. `here` (rank, process id), `failed` (rank, class, problems, details), `outcome` (dict); the
+other names are those of a reporter's methods."""
 _LAST_CALL: Event = ("last call", ())
 """What the launching process itself says when all others have ended."""
 _SECONDS_TO_BE_TAKEN_IN = 30.0
@@ -69,12 +69,12 @@ class Sender:
 
     def failed(self, error: VltoolError) -> None:
         """This process ends with an error that the user is to read."""
-        self._send("failed", self._rank, type(error).__name__, error.problems)
+        self._send("failed", self._rank, type(error).__name__, error.problems, error.details)
 
     def crashed(self, traceback: str) -> None:
         """This process ends with an error that is a defect."""
         self._send(
-            "failed", self._rank, "RunFailed", (Problem(f"process {self._rank} of the run broke:\n{traceback}"),)
+            "failed", self._rank, "RunFailed", (Problem(f"process {self._rank} of the run broke:\n{traceback}"),), {}
         )
 
     def close(self) -> None:
@@ -141,8 +141,8 @@ def receiver(folder: Path) -> Iterator[Receiver]:
         yield end
 
 
-def rebuilt(kind: str, problems: Sequence[Problem]) -> VltoolError:
+def rebuilt(kind: str, problems: Sequence[Problem], details: Mapping[str, int | None]) -> VltoolError:
     """The error that a process sent."""
-    error = getattr(errors, kind)(problems)
+    error = getattr(errors, kind)(problems, **details)
     assert isinstance(error, VltoolError)
     return error

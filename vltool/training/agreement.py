@@ -50,11 +50,11 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _unaudited(plan: RunPlan) -> RunPlan:
-    """The plan without the records that are left out."""
+    """The plan without what the first process's audit found: records that are left out, warnings."""
     train, val = (
         tuple(msgspec.structs.replace(part, skip=()) for part in parts) for parts in (plan.data.train, plan.data.val)
     )
-    return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, train=train, val=val))
+    return msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, train=train, val=val), warnings=())
 
 
 def _data(plan: RunPlan) -> dict[str, str]:

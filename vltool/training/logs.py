@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,6 +35,11 @@ class WarningsFile(logging.Handler):
             self._append(line)
         else:
             self._kept.append(line)
+
+    def told(self, messages: Sequence[str]) -> None:
+        """Take in what vltool itself warned of before the worker started."""
+        for message in messages:
+            self.emit(logging.LogRecord("vltool", logging.WARNING, "", 0, message, None, None))
 
     def begin(self) -> None:
         """The run has begun: write what was kept, and from now on at once."""

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import torch
-
 from vltool.checkpoint.census import last_complete
 from vltool.data.samples import Samples
 from vltool.errors import InvalidInput, MissingOnHost, Problem, RunFailed, VltoolError
@@ -30,6 +28,7 @@ from vltool.training.freeze import audit_before, fingerprints
 from vltool.training.logs import logs_into
 from vltool.training.losses import why_eager
 from vltool.training.make_teacher import make_teacher
+from vltool.training.memory import watching_memory
 from vltool.training.probe import Probe
 from vltool.training.quantized import settings_of
 from vltool.training.ranks import Ranks, meet
@@ -45,7 +44,7 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
     Returns `{"step", "max_steps", "last_checkpoint", "signal"}`; `signal` is the one that ended the run
     early, or None. Raises InvalidInput for arguments that ms-swift refuses or processes that do not see the
     same (then nothing was written), BadContent for a record that cannot be encoded, RunFailed for an audit
-    that failed.
+    that failed, OutOfMemory where a GPU's did not suffice.
     """
     plan = RunPlan.from_json(plan_json)
     ranks = meet(deepspeed="deepspeed" in plan.arguments)
@@ -64,12 +63,14 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
     reporter.stage("loading the model")
     with logs_into(run_dir if ranks.is_first else None, show=plan.debug) as warnings_file:
         try:
-            prepared = swift_bridge.build(plan, records=len(train_set))
+            with watching_memory(lambda: "while the model was loaded"):
+                prepared = swift_bridge.build(plan, records=len(train_set))
         except (InvalidInput, MissingOnHost):
             # ms-swift makes the folder while it looks at its arguments.
             if ranks.is_first and not existed and run_dir.is_dir() and not any(run_dir.iterdir()):
                 run_dir.rmdir()
             raise
+        warnings_file.told(plan.warnings)
         warnings_file.begin()
         evidence = Evidence(quantization=settings_of(prepared.model))
         if ranks.is_first:
@@ -79,7 +80,8 @@ def run(plan_json: bytes, reporter: Reporter, *, resolved_yaml: str) -> dict[str
             begin_cache(plan)
         _require_shared(run_dir, ranks)
         try:
-            outcome = _Run(plan, prepared, train_set, evidence, ranks, reporter).train()
+            with watching_memory(lambda: "before or after training"):
+                outcome = _Run(plan, prepared, train_set, evidence, ranks, reporter).train()
         except VltoolError as error:
             evidence.failure = str(error).splitlines()[0]
             raise
@@ -163,14 +165,8 @@ class _Run:
             trainer.add_callback(callback)
         self._say_what_computes_the_loss(trainer)
         try:
-            with stop.listening():
+            with watching_memory(lambda: f"in step {trainer.state.global_step + 1}"), stop.listening():
                 trainer.train(resume_from_checkpoint=self._plan.resume)
-        except torch.OutOfMemoryError as error:
-            raise RunFailed(
-                f"out of memory in step {trainer.state.global_step + 1}: {str(error).splitlines()[0]}",
-                "lower training.per_device_train_batch_size, template.max_pixels or global_max_length, "
-                "or turn training.gradient_checkpointing on",
-            ) from error
         finally:
             for part in records:
                 part.close()
