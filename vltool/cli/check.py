@@ -83,7 +83,6 @@ def check(
     if explain is not None:
         return explain_rule(output, explain, as_json=as_json)
     from vltool.audit import finding
-    from vltool.audit import sarif as sarif_log
     from vltool.audit.audit import audit
     from vltool.audit.catalogue import RULES
     from vltool.errors import InvalidInput
@@ -98,7 +97,9 @@ def check(
     if preview is not None:
         check_folder(preview)
     if sarif is not None:
-        sarif_log.check_file(sarif)
+        from vltool.audit.sarif import check_file
+
+        check_file(sarif)
     reporter = RunReporter(output, quiet=as_json)
     try:
         done = audit(targets, recipe=recipe, gpu_gib=gpu_gib, reporter=reporter)

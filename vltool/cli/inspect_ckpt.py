@@ -65,7 +65,6 @@ def inspect_ckpt(
     Example: vltool inspect-ckpt runs/mine/checkpoint-300 --expect mine.yaml
     """
     from vltool.audit import checkpoint_rules, finding
-    from vltool.audit import sarif as sarif_log
     from vltool.audit.checkpoint_catalogue import RULES
     from vltool.checkpoint.completeness import completeness
     from vltool.checkpoint.inspection import inspect
@@ -79,7 +78,9 @@ def inspect_ckpt(
     choice: dict[str, Any] = {"known": rules, "only": ids(only), "ignore": ids(ignore)}
     finding.chosen((), **choice)
     if sarif is not None:
-        sarif_log.check_file(sarif)
+        from vltool.audit.sarif import check_file
+
+        check_file(sarif)
     inspection = inspect(folder, base=base)
     other = None if diff is None else inspect(diff)
     said = None
