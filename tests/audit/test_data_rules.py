@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from vltool.audit.catalogue import RULES
 from vltool.audit.data_rules import LONGEST_EVIDENCE, judge, parts_of
 from vltool.audit.targets import Records
 from vltool.data.conversation import Prompts
+from vltool.data.tokens import TextCounter
 
 
 def reading(**changes: Any) -> dict[str, Any]:
@@ -78,6 +80,35 @@ def test_good_records_have_no_finding(tmp_path):
     assert judged.findings == []
     assert judged.scan.records == 2
     assert judged.summary() == f"{tmp_path}/t.jsonl: 2 records, all good"
+
+
+def counter() -> TextCounter:
+    """A tokenizer that gives each byte a token."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return TextCounter(tokenizer)
+
+
+def test_lengths_are_shown_as_a_histogram_and_by_their_percentiles(tmp_path):
+    lines = [obj(desc="cat" * n) for n in range(1, 9)]
+    judged = judge(records(tmp_path, *lines, counter=counter(), max_length=4000))
+    seen, document = judged.scan, judged.to_json()
+    head, lengths = judged.summary().split("\n")
+    assert "all good, the longest" in head
+    assert len(lengths) <= 80
+    share = f"{seen.supervised / seen.lengths.total:.1%} learnt"
+    assert lengths.startswith("  0 █")
+    assert lengths.endswith(f"4,000: half ≤ {seen.lengths.percentile(50)}, 99 % ≤ {seen.longest[0]}, {share}")
+    assert document["supervised"] == seen.supervised / seen.lengths.total
+    assert document["lengths"]["max"] == document["longest"]["tokens"]
+    assert (document["lengths"]["end"], sum(document["lengths"]["bins"])) == (4000, 8)
+    assert document["answers"]["max"] == seen.longest_answer[0]
+
+
+def test_without_a_tokenizer_nothing_is_said_of_lengths(tmp_path):
+    document = judge(records(tmp_path, caption())).to_json()
+    assert [document[name] for name in ("lengths", "answers", "supervised", "longest")] == [None] * 4
 
 
 def test_the_beginning_of_the_record_is_the_evidence(tmp_path):

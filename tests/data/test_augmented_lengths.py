@@ -115,8 +115,9 @@ def test_those_that_became_too_long_are_counted(samples, counter, monkeypatch, a
         assert (found.longest[0] if found.longest else None) == max(long, default=None)
     assert found.too_long < len([1 for augmented, _ in lengths if augmented > limit])
     longest = max(augmented for augmented, _ in lengths)
+    assert found.most == max(augmented for augmented, plain in lengths[:7] if augmented != plain)
     found = augmented_lengths(made, counter, shown=RECORDS, max_length=longest, max_pixels=MOST_PIXELS)
-    assert (found.too_long, found.longest) == (0, None)
+    assert (found.too_long, found.longest, found.most) == (0, None, longest)
 
 
 def test_of_a_long_epoch_so_many_are_looked_at(samples, counter, monkeypatch):
@@ -131,7 +132,8 @@ def test_of_a_long_epoch_so_many_are_looked_at(samples, counter, monkeypatch):
 
 def test_what_a_dataset_does_not_augment_is_not_counted(samples, counter):
     made = samples(*OPS, augmentation_enabled=False)
-    assert augmented_lengths(made, counter, shown=RECORDS, max_length=1, max_pixels=None).too_long == 0
+    found = augmented_lengths(made, counter, shown=RECORDS, max_length=1, max_pixels=None)
+    assert (found.too_long, found.most) == (0, 0)
 
 
 def test_colours_alone_move_nothing():

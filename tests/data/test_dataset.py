@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import vltool.data
 from vltool.data import scan as scanning
+from vltool.data import sizes
 from vltool.data.conversation import Prompts
 from vltool.data.dataset import CaptionDataset, Change, Sample, Standing
 from vltool.data.images import image_size
@@ -182,6 +183,43 @@ def test_lengths_are_those_of_the_samples(tmp_path: Path, counter: TextCounter) 
         assert _scan(jsonl, counter=counter, check_images=check_images, max_length=max(lengths)).bad == ()
 
 
+@pytest.mark.parametrize("learnt", ["default", "last_round", "all"])
+def test_what_is_learnt_and_answered_is_counted(tmp_path: Path, counter: TextCounter, learnt: Any) -> None:
+    long = [{"desc": "cat " * 90, "bbox_2d": [1, 2, 30, 20]}]
+    jsonl = _jsonl(tmp_path, _caption(), "{", _caption(objects=long), {"messages": TALK * 2, "images": ["a.jpg"]})
+    samples = CaptionDataset(jsonl, **HOW, skip=[1])
+    messages = [samples[i].messages for i in range(3)]
+    result = _scan(jsonl, counter=counter, learnt=learnt, max_length=500)
+    measured = counter.measure_many(messages, learnt=learnt)
+    assert result.supervised == sum(one.supervised for one in measured)
+    assert dict(result.lengths.counts) == {one.tokens: 1 for one in measured}
+    assert dict(result.answers.counts) == {one.answer: 1 for one in measured}
+    assert result.mean_tokens == sum(one.tokens for one in measured) / 3
+    assert result.longest_answer is not None
+    assert (result.longest_answer[0], result.longest_answer[1].line) == (measured[1].answer, 3)
+    assert measured[2].answer == len("yes<|im_end|>")
+
+
+@pytest.mark.parametrize("check_images", [True, False])
+def test_readable_records_are_told_in_order_whatever_their_length(
+    tmp_path: Path, counter: TextCounter, check_images: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scanning, "COUNTED_AT_ONCE", 2)
+    monkeypatch.setattr(scanning, "READ_AT_ONCE", 4)
+    records = [_caption(), _caption(images=["gone.jpg"]), "{", *[_caption(summary=str(n)) for n in range(6)]]
+    told: list[tuple[int, str | None, str]] = []
+    result = _scan(
+        _jsonl(tmp_path, *records),
+        counter=counter,
+        max_length=1,
+        check_images=check_images,
+        each=lambda at, record, messages: told.append((at, record.summary, messages[-1]["content"][:10])),
+    )
+    assert [at for at, *_ in told] == [0, *range(3, 9)] == list(result.too_long)
+    assert [summary for _, summary, _ in told] == ["a cat", *"012345"]
+    assert {answer for *_, answer in told} == {'{"object_1'}
+
+
 @pytest.mark.parametrize("most", [2, 1000])
 @pytest.mark.parametrize("at_once", [2, 3, 256])
 def test_records_counted_together_come_to_what_each_comes_to_alone(
@@ -209,7 +247,7 @@ def test_records_counted_together_come_to_what_each_comes_to_alone(
 def test_declared_sizes_spare_the_headers(
     tmp_path: Path, counter: TextCounter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scanning, "image_header", lambda *_, **__: pytest.fail("read a header"))
+    monkeypatch.setattr(sizes, "image_header", lambda *_, **__: pytest.fail("read a header"))
     jsonl = _jsonl(tmp_path, _caption())
     assert _scan(jsonl, counter=counter, check_images=False).bad == ()
 

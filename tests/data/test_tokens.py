@@ -168,6 +168,12 @@ def test_pieces_join_to_the_row_and_add_up_to_its_count(
     assert "".join(piece.text for piece in pieces) == "".join(render(messages))
     assert sum(piece.tokens for piece in pieces) == counter.count(messages)
     assert [piece.tokens for piece in pieces if piece.image] == [image_tokens(200, 100, max_pixels=None)] * pictured
+    measured = counter.measure_many([messages, messages[:3]], learnt=learnt)[0]
+    assert (measured.tokens, measured.supervised) == (
+        sum(piece.tokens for piece in pieces), sum(piece.tokens for piece in pieces if piece.supervised),
+    )  # fmt: skip
+    if "\n" not in texts[-1]:
+        assert measured.answer == len(texts[-1].encode()) + 1
     supervised = "".join(piece.text for piece in pieces if piece.supervised)
     answers = {"default": texts[1::2], "last_round": texts[-1:], "all": []}[learnt]
     if learnt == "all":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from vltool.audit.smoke import DEMO_JSONL
 from vltool.data.conversation import Prompts
 from vltool.data.dataset import CaptionDataset
 from vltool.data.scan import scan
-from vltool.data.tokens import TextCounter
+from vltool.data.tokens import TextCounter, image_tokens
 from vltool.errors import BadContent, InvalidInput
 from vltool.recipe.swift_keys import swift_table
 from vltool.recipe.validate import load_recipe
@@ -157,38 +159,73 @@ def test_a_row_s_pieces_are_supervised_as_the_template_labels_them(learnt, prepa
         assert [piece.supervised for piece in pieces for _ in range(piece.tokens)] == supervised
 
 
-def test_token_counts_without_pixels_equal_the_template_s(prepared, tiny, tmp_path):
-    """Every photograph, and drawn pictures of random sizes, under several limits of pixels."""
-    _, built = prepared()
-    encode = swift_bridge.encoder(built)
-    counter = TextCounter.from_folder(tiny)
-    rng = random.Random(7)
+def random_sizes(count):
+    """Sizes of few pixels, every fifth of them nearly as long and thin as the model takes them."""
+    draw = random.Random(7)
+    sizes = []
+    while len(sizes) < count:
+        width, height = (round(2 ** draw.uniform(0, 9)) for _ in range(2))
+        if len(sizes) % 5 == 0:
+            height = draw.randint(1, 5)
+            width = draw.randint(150, 200) * height
+        if max(width, height) <= 200 * min(width, height):
+            sizes.append((width, height) if draw.random() < 0.5 else (height, width))
+    return sizes
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A JSONL of drawn pictures of 200 random sizes."""
+    folder = tmp_path_factory.mktemp("pictures")
     lines = []
-    for number in range(12):
-        width, height = rng.randint(8, 900), rng.randint(8, 900)
-        Image.new("RGB", (width, height), (number, 0, 0)).save(tmp_path / f"{number}.png")
-        lines.append(
-            f'{{"images": ["{number}.png"], "width": {width}, "height": {height}, '
-            f'"objects": [{{"desc": "größe {number} 漢字", "bbox_2d": [0, 0, {width}, {height / 2}]}}]}}'
+    for number, (width, height) in enumerate(random_sizes(200)):
+        Image.new("RGB", (width, height), (number, 0, 0)).save(folder / f"{number}.png")
+        box = {"desc": f"größe {number} 漢字", "bbox_2d": [0, 0, width, height / 2]}
+        lines.append(json.dumps({"images": [f"{number}.png"], "width": width, "height": height, "objects": [box]}))
+    (folder / "sizes.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return folder / "sizes.jsonl"
+
+
+@pytest.mark.parametrize("max_pixels", [None, 60 * 60, 512 * 512])
+def test_token_counts_without_pixels_equal_the_template_s(max_pixels, prepared, tiny, pictures):
+    """What a scan counts, against rows that training encodes: every photograph, and pictures of 200 random sizes."""
+    _, built = prepared()
+    built.template.max_pixels = max_pixels
+    encode = swift_bridge.encoder(built)
+    stop, newline = (built.template.tokenizer(text)["input_ids"] for text in ("<|im_end|>", "\n"))
+    for path in (DEMO_JSONL, pictures):
+        dataset, settings = captions(path, max_pixels=max_pixels)
+        each = []
+        found = scan(
+            path,
+            **settings,
+            counter=TextCounter.from_folder(tiny),
+            max_length=10**6,
+            check_images=True,
+            each=lambda at, record, messages, each=each: each.append((at, messages)),
         )
-    (tmp_path / "sizes.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    for path in (DEMO_JSONL, tmp_path / "sizes.jsonl"):
-        for max_pixels in (100 * 100, 512 * 512):
-            built.template.max_pixels = max_pixels
-            dataset, _ = captions(path, max_pixels=max_pixels)
-            for i in range(len(dataset)):
-                messages = dataset[i].messages
-                assert counter.count(messages, max_pixels=max_pixels) == len(encode(messages)["input_ids"])
-
-
-def test_the_scan_finds_the_longest_record_as_the_template_does(prepared, tiny):
-    _, built = prepared(template={"max_pixels": 256 * 256})
-    dataset, settings = captions()
-    found = scan(DEMO_JSONL, **settings, counter=TextCounter.from_folder(tiny), max_length=10**6, check_images=True)
-    lengths = [len(swift_bridge.encoder(built)(dataset[i].messages)["input_ids"]) for i in range(len(dataset))]
-    assert found.longest is not None
-    assert found.longest[0] == max(lengths)
-    assert found.longest[1].line == lengths.index(max(lengths)) + 1
+        lengths, answers, supervised = Counter(), Counter(), 0
+        for at, messages in each:
+            row = encode(dataset[at].messages)
+            labels = [label for label in row["labels"] if label != -100]
+            assert labels[-len(stop + newline) :] == stop + newline
+            lengths[len(row["input_ids"])] += 1
+            answers[len(labels) - len(newline)] += 1
+            supervised += len(labels)
+            size = messages[1]["content"][0]["image"]
+            placeholders = row["input_ids"].count(built.template.processor.image_token_id)
+            assert (
+                image_tokens(*size, max_pixels=max_pixels) == placeholders == row["image_grid_thw"].prod().item() // 4
+            )
+        assert (dict(found.lengths.counts), dict(found.answers.counts)) == (lengths, answers)
+        assert found.supervised == supervised
+        assert found.longest[0] == max(lengths)
+        assert len(encode(dataset[found.longest[1].line - 1].messages)["input_ids"]) == max(lengths)
+        for at in found.bad:  # under a limit of pixels a thin picture becomes too thin for the model
+            with pytest.raises(BadContent, match="200 times"):
+                encode(dataset[at].messages)
+        assert len(each) + len(found.bad) == len(dataset)
+        assert len(each) > 0.8 * len(dataset)
 
 
 def test_a_record_that_is_too_long_is_refused_not_cut(prepared):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vltool.audit import checkpoint_rules, data_rules
+from vltool.audit import checkpoint_rules, data_rules, record_rules
 from vltool.audit.catalogue import RULES
 from vltool.audit.data_rules import Judged
 from vltool.audit.disk_rules import folders_of
@@ -65,6 +65,7 @@ def audit(
     memory = planned(judged, gpu_gib=gpu_gib)
     findings = [item for one in judged for item in one.findings]
     findings += data_rules.judge_mixtures(judged)
+    findings += record_rules.judge_records(judged, stage=reporter.stage, progress=reporter.progress)
     findings += _memory(named, memory)
     for plan, known in named.recipes:
         findings += _placed(_judge_recipe(plan, known), Where(known.files[-1]))

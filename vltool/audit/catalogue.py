@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vltool.audit import checkpoint_catalogue, data_catalogue, host_rules, memory_rules, target_catalogue
+from vltool.audit import checkpoint_catalogue, data_catalogue, host_rules, memory_rules, record_rules, target_catalogue
 from vltool.audit.finding import Rule, by_id
 
 GROUPS: dict[str, tuple[Rule, ...]] = {
     "Targets": target_catalogue.RULES,
-    "Records and mixtures": data_catalogue.RULES,
+    "Records and mixtures": (*data_catalogue.RULES, *record_rules.RULES),
     "Hosts": host_rules.RULES,
     "Memory": memory_rules.RULES,
     "Checkpoints": checkpoint_catalogue.CHECKPOINT_RULES,

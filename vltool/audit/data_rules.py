@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vltool.audit.finding import Finding, Severity
+from vltool.audit.record_facts import RecordFacts
 from vltool.audit.targets import Records
 from vltool.data.fusion import plan_mixture
+from vltool.data.histogram import Histogram
 from vltool.data.index import JsonlIndex
 from vltool.data.scan import Scan, scan
 from vltool.errors import BadContent, InvalidInput, Problem, Where
@@ -20,6 +22,10 @@ from vltool.run.variants import variants_of
 
 LONGEST_EVIDENCE = 120
 """Characters of a record that are shown."""
+BINS = 32
+"""Parts of a histogram of lengths in JSON."""
+BARS = 20
+"""Of one in a summary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +36,8 @@ class Judged:
     scan: Scan | None
     """None for a file without a record."""
     findings: list[Finding]
+    facts: RecordFacts | None = None
+    """Of its records, for `judge_records`."""
 
     @property
     def usable(self) -> int:
@@ -39,7 +47,7 @@ class Judged:
         return self.scan.records - (len(self.scan.bad) if self.records.skips_bad else 0)
 
     def summary(self) -> str:
-        """One line: how many records, how many of them are bad, the longest."""
+        """How many records, how many of them are bad, the longest; with a tokenizer, a line of their lengths."""
         if self.scan is None:
             return f"{self.records.jsonl}: no record"
         parts = [f"{self.scan.records:,} record{'s' * (self.scan.records != 1)}"]
@@ -47,7 +55,18 @@ class Judged:
         if self.scan.longest is not None:
             tokens, where = self.scan.longest
             parts.append(f"the longest {tokens:,} of {self.records.max_length:,} tokens (line {where.line})")
-        return f"{self.records.jsonl}: {', '.join(parts)}"
+        return "\n  ".join(filter(None, (f"{self.records.jsonl}: {', '.join(parts)}", self._lengths())))
+
+    def _lengths(self) -> str:
+        """A histogram of tokens up to the limit, or the longest record; within 80 columns."""
+        assert self.scan is not None
+        lengths = self.scan.lengths
+        if not lengths.count:
+            return ""
+        end = max(self.records.max_length, lengths.most)
+        middle, most = lengths.percentile(50), lengths.percentile(99)
+        shares = f"half ≤ {middle:,}, 99 % ≤ {most:,}, {self.scan.supervised / lengths.total:.1%} learnt"
+        return f"0 {lengths.bars(BARS, end=end)} {end:,}: {shares}"
 
     def to_json(self) -> dict[str, Any]:
         """The file's numbers; what is not known is null."""
@@ -61,6 +80,11 @@ class Judged:
             "problems": seen.problem_count if seen else 0,
             "max_length": self.records.max_length if self.records.counter else None,
             "longest": {"tokens": longest[0], "line": longest[1].line} if longest else None,
+            "lengths": _json(seen.lengths, max(self.records.max_length, seen.lengths.most))
+            if longest and seen
+            else None,
+            "answers": _json(seen.answers, seen.answers.most) if longest and seen else None,
+            "supervised": seen.supervised / seen.lengths.total if longest and seen else None,
         }
 
     def part(self, findings: Sequence[Finding], *, variants: int, epoch: int) -> Part | None:
@@ -90,6 +114,12 @@ class Judged:
             remarks=at,
             variants=drawn,
         )
+
+
+def _json(lengths: Histogram, end: int) -> dict[str, Any]:
+    """Numbers of a histogram; its bins are equal parts of 0…end."""
+    percentiles = {f"p{percent}": lengths.percentile(percent) for percent in (50, 90, 99)}
+    return {"mean": lengths.mean, **percentiles, "max": lengths.most, "end": end, "bins": lengths.bins(BINS, end=end)}
 
 
 def parts_of(judged: Sequence[Judged], findings: Sequence[Finding], *, variants: int) -> list[Part]:
@@ -137,12 +167,15 @@ def judge(records: Records, *, progress: Callable[[int, int], None] | None = Non
     """
     place = Where(str(records.jsonl))
     try:
+        facts = RecordFacts(records.jsonl, root=records.reading["root"])
         seen = scan(
             records.jsonl,
             **records.reading,
             counter=records.counter,
             max_length=records.max_length,
             check_images=True,
+            learnt=records.learnt,
+            each=facts.add,
             progress=progress,
         )
     except BadContent as error:
@@ -174,7 +207,7 @@ def judge(records: Records, *, progress: Callable[[int, int], None] | None = Non
     if len(seen.bad) == seen.records:
         what = f"not one of {seen.records} records can be used"
         findings.append(Finding(id="records-unusable", severity="error", what=what, where=place))
-    return Judged(records, seen, findings)
+    return Judged(records, seen, findings, facts)
 
 
 def _evidence(records: Records, seen: Scan) -> dict[int, str]:

@@ -11,14 +11,14 @@ from vltool.audit.disk_rules import folders_of
 from vltool.audit.fast import as_error, as_problem, fast_findings
 from vltool.audit.finding import Finding
 from vltool.audit.host import read_host
+from vltool.audit.lengthened import lengthened
 from vltool.audit.memory_rules import judge_memory
 from vltool.checkpoint.census import take_census
-from vltool.data.augmented_lengths import augmented_lengths
 from vltool.data.scan import scan
 from vltool.data.tokens import TextCounter
 from vltool.errors import BadContent, InvalidInput, Problem
 from vltool.recipe.schema import Recipe
-from vltool.run.data import DatasetPlan, augmenter_of, run_length, training_samples
+from vltool.run.data import DatasetPlan
 from vltool.run.plan import RunPlan
 from vltool.run.reporter import Reporter
 
@@ -110,40 +110,10 @@ def _read(plan: RunPlan, reporter: Reporter) -> tuple[RunPlan, int | None]:
     if count > len(problems):
         reporter.warn(Problem(f"and {count - len(problems)} more like these, left out too"))
     plan = msgspec.structs.replace(plan, data=msgspec.structs.replace(plan.data, **splits))
-    for problem in _lengthened(plan, counter, reporter):
-        reporter.warn(problem)
+    drawn = lengthened(plan, counter, stage=reporter.stage, progress=reporter.progress)
+    if drawn is not None and (too_long := drawn.problem(plan)) is not None:
+        reporter.warn(too_long)
     return plan, longest
-
-
-def _lengthened(plan: RunPlan, counter: TextCounter, reporter: Reporter) -> Iterator[Problem]:
-    """What augmentation makes longer than a record may be; it ends no run, but is lost as augmentation."""
-    processes = plan.launch.processes
-    if plan.data.augmentation is None:
-        return
-    samples = training_samples(plan.data, plan.arguments, processes=processes)
-    augmenter = augmenter_of(plan.data, plan.arguments, epoch=len(samples), processes=processes)
-    if augmenter is None or not augmenter.moves:
-        return
-    reporter.stage("drawing the augmentation of the first epoch")
-    shown = min(len(samples), run_length(plan.arguments, len(samples), processes)[0])
-    found = augmented_lengths(
-        samples,
-        counter,
-        shown=shown,
-        max_length=plan.data.max_length,
-        max_pixels=plan.data.max_pixels,
-        progress=lambda done, total: reporter.progress("drawing samples", done, total),
-    )
-    if found.longest is not None:
-        tokens, where = found.longest
-        lie = "of" if found.looked_at == shown else "spread over"
-        what = (
-            f"augmentation makes {found.too_long:,} of {found.looked_at:,} samples {lie} the first epoch longer "
-            f"than the limit of {plan.data.max_length} tokens (the longest {tokens}): they are shown as the files "
-            "have them"
-        )
-        do = "raise global_max_length, lower template.max_pixels, or weaken what enlarges images in augmentation.ops"
-        yield Problem(what, do, where)
 
 
 def _require_whole(base: Path) -> None:

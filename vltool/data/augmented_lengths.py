@@ -24,6 +24,8 @@ class AugmentedLengths:
     """Those that became longer than the limit."""
     longest: tuple[int, Where] | None
     """Tokens of the longest of these and the line that it came from."""
+    most: int
+    """Tokens of the longest of all that augmentation changes; 0 where it changes none."""
 
 
 def augmented_lengths(
@@ -42,7 +44,7 @@ def augmented_lengths(
     that cannot be used.
     """
     places = range(0, shown, max(1, -(-shown // MOST_LOOKED_AT)))
-    too_long = 0
+    too_long, most = 0, 0
     longest: tuple[int, Where] | None = None
     for start in range(0, len(places), COUNTED_AT_ONCE):
         if progress is not None:
@@ -51,7 +53,7 @@ def augmented_lengths(
         drawn = [moved for place in batch if (moved := samples.moved(Draw(0, place))) is not None]
         lengths = counter.count_many([messages for messages, _ in drawn], max_pixels=max_pixels)
         for length, (_, where) in zip(lengths, drawn, strict=True):
-            too_long += length > max_length
+            too_long, most = too_long + (length > max_length), max(most, length)
             if length > max_length and (longest is None or length > longest[0]):
                 longest = length, where
-    return AugmentedLengths(len(places), too_long, longest)
+    return AugmentedLengths(len(places), too_long, longest, most)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 
 def cache_folder(kind: str) -> Path:
@@ -23,3 +27,30 @@ def cache_folder(kind: str) -> Path:
         except RuntimeError:  # a user without a home: containers with a bare user id
             base = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
     return base / "vltool" / kind
+
+
+def cache_places(path: Path, kind: str) -> tuple[Path, Path]:
+    """Where what is kept of a file may be, best first: `.NAME.vlKIND` beside it, or in the cache folder."""
+    resolved = path.resolve()
+    key = hashlib.blake2b(os.fsencode(resolved), digest_size=16).hexdigest()
+    return resolved.with_name(f".{resolved.name}.vl{kind}"), cache_folder(kind) / f"{key}.vl{kind}"
+
+
+def write_cache(place: Path, write: Callable[[IO[bytes]], None]) -> bool:
+    """Whether a cache file could be written. Processes that do so at the same time write each its own file."""
+    beside: Path | None = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        # Its name is cut because a file's may have 255 bytes.
+        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=place.name[:60], delete=False) as file:
+            beside = Path(file.name)
+            write(file)
+            os.fchmod(file.fileno(), 0o644)  # others who may read the data may read what is kept of it
+        # Without fsync: a file that a crash left half on the disk fails its checksum, and is made again.
+        beside.replace(place)
+    except OSError:
+        if beside is not None:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+        return False
+    return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import os
 import stat
 import struct
 import warnings
@@ -17,12 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vltool.data.downloads import fetch, forget, named
+from vltool.data.headers import Header, oriented, quick_header
 from vltool.data.messages import ImageRef, InlineImage
 from vltool.errors import BadContent
 
@@ -43,14 +45,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """EXIF orientation -> what puts the image upright. Source: EXIF 2.32, tag 0x0112; PIL.ImageOps.exif_transpose."""
-
-
-class Header(NamedTuple):
-    """What a header says: the oriented size in pixels, and the EXIF orientation (1 to 8) that gave it."""
-
-    width: int
-    height: int
-    orientation: int
 
 
 def load_image(ref: ImageRef, *, folder: Path, root: Path | None) -> Image.Image:
@@ -80,11 +74,31 @@ def image_size(ref: ImageRef, *, folder: Path, root: Path | None) -> tuple[int, 
 
 def image_header(ref: ImageRef, *, folder: Path, root: Path | None) -> Header:
     """`image_size` with the orientation that gave it."""
+    if is_path(ref) and (known := file_header(str((root or folder) / ref))) is not None:
+        return known[0]
     with _opened(ref, folder, root) as image:
         orientation = _orientation(image)
         # Some versions of PIL turn the size of a TIFF when they open it, others when they decode it.
         width, height = image.size if image.format != "TIFF" else (image.tag_v2[256], image.tag_v2[257])  # type: ignore[attr-defined]
-    return Header(height, width, orientation) if orientation >= 5 else Header(width, height, orientation)
+    return oriented(width, height, orientation)
+
+
+def file_header(path: str) -> tuple[Header, os.stat_result] | None:
+    """The header of a file and its status, if it can be told without PIL; else `image_header` says what it is."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        header = quick_header(descriptor, most_pixels=Image.MAX_IMAGE_PIXELS)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None if header is None else (header, status)
 
 
 def is_path(ref: ImageRef) -> TypeGuard[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import mmap
 import os
 import struct
-import tempfile
 import zlib
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -15,7 +13,7 @@ from typing import IO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from vltool.data.cache_folder import cache_folder
+from vltool.data.cache_folder import cache_places, write_cache
 from vltool.data.line_scan import LineScan
 
 SMALLEST_CACHED = 4 << 20
@@ -64,12 +62,13 @@ def offsets_of(path: Path, descriptor: int, of: Stamp) -> tuple[Offsets, Path | 
     """
     if of.size < SMALLEST_CACHED:
         return _in_memory(descriptor, of), None
-    places = _places(path)
+    places = cache_places(path, "index")
     for place in places:
         if (cached := mapped(place, of)) is not None:
             return cached, place
     for place in places:
-        if _write(place, descriptor, of) and (cached := mapped(place, of)) is not None:
+        written = write_cache(place, lambda file: _stream(file, LineScan(descriptor, of.size), of))
+        if written and (cached := mapped(place, of)) is not None:
             return cached, place
     return _in_memory(descriptor, of), None
 
@@ -96,13 +95,6 @@ def mapped(place: Path, of: Stamp) -> Offsets | None:
     return Offsets(numbers[: records + 1], numbers[records + 1 :].reshape(-1, 2), read)
 
 
-def _places(path: Path) -> tuple[Path, Path]:
-    """Where the cache of a JSONL may be, best first."""
-    resolved = path.resolve()
-    key = hashlib.blake2b(os.fsencode(resolved), digest_size=16).hexdigest()
-    return resolved.with_name(f".{resolved.name}.vlindex"), cache_folder("index") / f"{key}.vlindex"
-
-
 def _in_memory(descriptor: int, of: Stamp) -> Offsets:
     scan = LineScan(descriptor, of.size)
     starts = bytearray()
@@ -110,26 +102,6 @@ def _in_memory(descriptor: int, of: Stamp) -> Offsets:
         starts += block.tobytes()
     starts += struct.pack("=q", scan.end)
     return Offsets(np.frombuffer(starts, dtype=np.int64), scan.skips, scan.read)
-
-
-def _write(place: Path, descriptor: int, of: Stamp) -> bool:
-    """Whether the cache could be written. Processes that do so at the same time write the same, each its own file."""
-    beside: Path | None = None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        # Its name is cut because a file's may have 255 bytes.
-        with tempfile.NamedTemporaryFile(dir=place.parent, prefix=place.name[:60], delete=False) as file:
-            beside = Path(file.name)
-            _stream(file, LineScan(descriptor, of.size), of)
-            os.fchmod(file.fileno(), 0o644)  # others who may read the data may read where its lines begin
-        # Without fsync: a file that a crash left half on the disk fails its checksum, and is made again.
-        beside.replace(place)
-    except OSError:
-        if beside is not None:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-        return False
-    return True
 
 
 def _stream(file: IO[bytes], scan: LineScan, of: Stamp) -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -88,6 +88,16 @@ class Piece:
     """Whether this is an image's placeholder, of which the row has `tokens`."""
 
 
+class Measure(NamedTuple):
+    """Tokens of a training row."""
+
+    tokens: int
+    supervised: int
+    """Those that are labels."""
+    answer: int
+    """Those of the last answer with the `<|im_end|>` that a model has to write behind it."""
+
+
 class TextCounter:
     """Counts the tokens of a training row exactly as ms-swift's qwen3_vl template makes them.
 
@@ -132,12 +142,33 @@ class TextCounter:
 
         Raises as `count` does, for the first that is wrong.
         """
+        return [measure.tokens for measure in self.measure_many(conversations, max_pixels=max_pixels)]
+
+    def measure_many(
+        self,
+        conversations: Sequence[list[dict[str, Any]]],
+        *,
+        max_pixels: int | None = None,
+        learnt: Learnt = "default",
+    ) -> list[Measure]:
+        """As `count_many`, with what of each is learnt, which is what `pieces` has as supervised."""
         segments = [render(messages) for messages in conversations]
-        lengths = self._lengths(list(dict.fromkeys(text for row in segments for text in row)))
-        return [
-            sum(lengths[text] for text in row) + self._beyond_text(messages, max_pixels)
-            for row, messages in zip(segments, conversations, strict=True)
-        ]
+        ends = ("<|im_end|>", END)
+        lengths = self._lengths(list(dict.fromkeys(chain(ends, *segments))))
+        stop, end = (lengths[text] for text in ends)
+        measures = []
+        for row, messages in zip(segments, conversations, strict=True):
+            text, pictures = sum(lengths[text] for text in row), _images(messages)
+            seen = sum(self._image_tokens(image, max_pixels) for image in pictures)
+            answer = lengths[row[-1]]
+            supervised = answer
+            if learnt == "all":
+                # Neither images in their frames nor the token that nothing stands before.
+                supervised = text - 3 * len(pictures) - 1
+            elif learnt == "default":
+                supervised += sum(lengths[earlier] + end for earlier in row[1:-1:2])
+            measures.append(Measure(text + seen - len(pictures), supervised, answer - end + stop))
+        return measures
 
     def _lengths(self, texts: list[str]) -> dict[str, int]:
         """Tokens of each text. Threads, since `encode_batch_fast` leaves Python's lock alone; its own are off by
@@ -152,10 +183,6 @@ class TextCounter:
 
     def _count_texts(self, texts: list[str]) -> list[int]:
         return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-    def _beyond_text(self, messages: list[dict[str, Any]], max_pixels: int | None) -> int:
-        """What images add to their one token in the text."""
-        return sum(self._image_tokens(image, max_pixels) - 1 for image in _images(messages))
 
     def pieces(
         self, messages: list[dict[str, Any]], *, max_pixels: int | None = None, learnt: Learnt = "default"
