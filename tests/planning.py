@@ -118,12 +118,16 @@ class House:
 
     def recipe(self, source="base", *, env=(), **sections):
         """A shipped recipe by its name, with `sections` over it."""
-        source = str(self.write(source, **sections)) if sections else source
+        source = str(self.write(source, **sections)) if sections or not isinstance(source, str) else source
         return load_recipe(source, env=self.env | dict(env), cwd=self.folder)
 
     def plan(self, source="base", *, env=(), shell=(), now=NOW, **sections):
         """env: variables that the recipe reads; shell: those that the plan looks at."""
-        return make_plan(self.recipe(source, env=env, **sections), cwd=self.folder, env=dict(shell), now=now)
+        return self.plan_of(self.recipe(source, env=env, **sections), shell=shell, now=now)
+
+    def plan_of(self, recipe, *, shell=(), now=NOW):
+        """The plan of a recipe that was read."""
+        return make_plan(recipe, cwd=self.folder, env=dict(shell), now=now)
 
     def refused(self, *args, **kwargs):
         """The problems for which there is no plan."""

@@ -24,7 +24,7 @@ BELOW = {
     "cli": {"audit", "run", "data", "checkpoint", "recipe", "errors"},
 }
 # The one door to `training`, opened by name inside functions.
-DOOR = {("vltool.run.launch", "vltool.training.worker"), ("vltool.run.launch", "vltool.training.tiny")}
+DOOR = {("vltool.run.launch", f"vltool.training.{name}") for name in ("worker", "tiny", "deep")}
 HEAVY = {
     "torch",
     "torchvision",
@@ -43,7 +43,7 @@ THIRD_PARTY = {
     "checkpoint": {"msgspec", "numpy"},
     "data": {"msgspec", "numpy", "PIL", "tokenizers", "cv2", "shapely", "zstandard"},
     "run": {"msgspec"},
-    "audit": {"msgspec"},
+    "audit": {"msgspec", "jinja2"},
     "cli": {"typer", "rich"},
     "training": {*HEAVY, "msgspec", "numpy", "tokenizers"},
 }

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vltool.audit.anatomy import Weight
 from vltool.audit.towers import Text, Vision
+from vltool.audit.weights import Weight
 
 FP32 = 4
 _ROTARY_FP32 = FP32

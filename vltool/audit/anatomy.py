@@ -11,66 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from vltool.audit.towers import Text, Vision, text_of, vision_of
-from vltool.checkpoint.architecture import Tower, read_architecture, tower_of
+from vltool.audit.weights import Weight, read_weights
+from vltool.checkpoint.architecture import read_architecture
 from vltool.checkpoint.census import take_census
 from vltool.errors import InvalidInput
-from vltool.recipe.swift_keys import swift_table
-from vltool.recipe.tuner_rules import NO_TARGETS
-from vltool.run.arguments import TunerPlan, own_regex, union_regex
+from vltool.run.arguments import TunerPlan
 
 TUNERS = ("lora", "adalora", "full")
-"""Tuner kinds whose parameters are counted here."""
+"""Tuner kinds whose activations are known."""
 _LAYER = re.compile(r"language_model\.layers\.(\d+)\.")
 _BLOCK = re.compile(r"visual\.blocks\.(\d+)\.")
 _MERGER = re.compile(r"visual\.merger()\.")
 _DEEPSTACK = re.compile(r"visual\.deepstack_merger_list\.(\d+)\.")
 _EARLY = re.compile(r"visual\.(?:patch_embed|pos_embed)\.")
-_NOT_LINEAR = ("embed_tokens", "pos_embed")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weight:
-    """One tensor of the base and what the plan does with it."""
-
-    name: str
-    """Of the checkpoint."""
-    shape: tuple[int, ...]
-    trained: bool
-    copied: bool
-    """Whether it is trained as a copy beside the base's own (`modules_to_save`)."""
-    rank: int = 0
-    """Of the adapter on it; 0 for none."""
-    adapter_trained: bool = False
-
-    @property
-    def module(self) -> str:
-        """The module that holds it."""
-        return self.name.rpartition(".")[0]
-
-    @property
-    def size(self) -> int:
-        """Elements."""
-        return math.prod(self.shape)
-
-    @property
-    def tower(self) -> Tower:
-        """The tower it belongs to."""
-        return tower_of(self.name)
-
-    @property
-    def adapter_size(self) -> int:
-        """Elements of both of the adapter's factors."""
-        return self.rank * sum(self.shape) if self.rank else 0
-
-    @property
-    def linear(self) -> bool:
-        """Whether it is the matrix of a linear layer."""
-        return len(self.shape) == 2 and self.module.rpartition(".")[2] not in _NOT_LINEAR
-
-    @property
-    def learns(self) -> bool:
-        """Whether a gradient is made for it or its adapter."""
-        return self.trained or self.copied or (self.rank > 0 and self.adapter_trained)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +47,7 @@ class Anatomy:
     @property
     def copied(self) -> int:
         """Elements of trained copies of base tensors."""
-        return sum(weight.size for weight in self.weights if weight.copied)
+        return sum(weight.elements for weight in self.weights if weight.copied)
 
     @property
     def adapters(self) -> int:
@@ -103,15 +56,18 @@ class Anatomy:
 
     @property
     def carried(self) -> int:
-        """Elements of adapters that are there and stay as they are."""
-        return sum(weight.adapter_size for weight in self.weights if not weight.adapter_trained)
+        """Elements of adapters and of an earlier stage's copies that are there and stay as they are."""
+        fixed = sum(weight.adapter_size for weight in self.weights if not weight.adapter_trained)
+        return fixed + sum(weight.elements for weight in self.weights if weight.kept)
 
     @property
     def head_trained(self) -> bool:
         """Whether the language head, tied or not, is trained."""
-        tied = not any(weight.tower == "head" for weight in self.weights)
-        name = "embed_tokens" if tied else "lm_head"
-        return any(weight.trained or weight.copied for weight in self.weights if f"{name}." in weight.name)
+        tied = any(weight.shared for weight in self.weights)
+        names = ("lm_head.", "embed_tokens.") if tied else ("lm_head.",)
+        return any(
+            weight.trained or weight.copied for weight in self.weights if any(name in weight.name for name in names)
+        )
 
     @property
     def first_trained_block(self) -> int | None:
@@ -141,7 +97,7 @@ def read_anatomy(folder: Path, tuner: TunerPlan, arguments: Mapping[str, Any]) -
     """The base in `folder` and what a plan trains of it, from config.json and headers.
 
     arguments: ms-swift's, of which the adapter's rank is read. Raises InvalidInput for a config that lacks a size and
-    for tuner kinds that are not counted here; InvalidInput and BadContent for a folder without whole weights (as
+    for tuner kinds whose activations are not known; InvalidInput and BadContent for a folder without whole weights (as
     `take_census`).
     """
     if tuner.tuner_type not in TUNERS:
@@ -154,7 +110,7 @@ def read_anatomy(folder: Path, tuner: TunerPlan, arguments: Mapping[str, Any]) -
         text, vision = text_of(config["text_config"]), vision_of(config["vision_config"])
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"{folder / 'config.json'} lacks {error}, without which no memory is planned") from error
-    weights = tuple(_weights(folder, tuner, arguments))
+    weights = read_weights(folder, tuner, arguments)
     return Anatomy(
         text=text,
         vision=vision,
@@ -181,43 +137,3 @@ def _numbered(weights: tuple[Weight, ...], number: re.Pattern[str], count: int) 
         if match and at < count:
             found[at][weight.name[match.end() :]] = weight
     return tuple(found)
-
-
-def _weights(folder: Path, tuner: TunerPlan, arguments: Mapping[str, Any]) -> list[Weight]:
-    full = tuner.tuner_type == "full"
-    key = "init_r" if tuner.tuner_type == "adalora" else "lora_rank"
-    own = own_regex(tuner)
-    adapted = own if tuner.carried is None else union_regex(tuner, tuner.carried)
-    rank = 0 if full or adapted in NO_TARGETS else arguments.get(key, _default(key, 8))
-    weights = []
-    for name, info in take_census(folder).tensors.items():
-        module = name.rpartition(".")[0]
-        copied = not full and any(_inside(module, saved) for saved in tuner.modules_to_save)
-        bare = Weight(name=name, shape=info.shape, trained=full and _trains(tuner, name), copied=copied)
-        if not (rank and bare.linear and not copied and re.fullmatch(adapted, module)):
-            weights.append(bare)
-            continue
-        mine = own not in NO_TARGETS and re.fullmatch(own, module) is not None
-        weights.append(
-            Weight(name=name, shape=info.shape, trained=False, copied=False, rank=rank, adapter_trained=mine)
-        )
-    return weights
-
-
-def _default(key: str, otherwise: int) -> int:
-    known = swift_table().keys.get(key)
-    return otherwise if known is None or known.default is None else int(known.default)
-
-
-def _inside(module: str, saved: str) -> bool:
-    """Whether a module is the one that `modules_to_save` names by its last words, or lies inside it."""
-    return f".{saved}." in f".{module}."
-
-
-def _trains(tuner: TunerPlan, name: str) -> bool:
-    tower = tower_of(name)
-    if tower == "vision":
-        block = _BLOCK.search(name)
-        early = tuner.frozen_vit_blocks and (block is None or int(block.group(1)) < tuner.frozen_vit_blocks)
-        return not tuner.freeze_vit and not early
-    return not (tuner.freeze_aligner if tower in ("aligner", "deepstack") else tuner.freeze_llm)

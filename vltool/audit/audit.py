@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 from vltool.audit import checkpoint_rules, data_rules, record_rules
 from vltool.audit.catalogue import RULES
 from vltool.audit.data_rules import Judged
+from vltool.audit.deep_rules import judge_deep
 from vltool.audit.disk_rules import folders_of
 from vltool.audit.fast import fast_findings
 from vltool.audit.finding import Finding, arranged, chosen, failed
 from vltool.audit.host import read_host
 from vltool.audit.memory_rules import Planned, planned
+from vltool.audit.recipe_rules import said
 from vltool.audit.targets import Targets, add_refused, read_targets
+from vltool.audit.trainable import Trainable, trainable
 from vltool.checkpoint.completeness import completeness
 from vltool.checkpoint.inspection import Inspection
-from vltool.errors import InvalidInput, Where
+from vltool.errors import BadContent, InvalidInput, Where
 from vltool.recipe.schema import Recipe
 from vltool.run.plan import RunPlan
 from vltool.run.reporter import Reporter
@@ -27,6 +30,8 @@ class Audit:
     """What was judged, and what was found in it."""
 
     records: list[Judged]
+    trainable: list[tuple[str, Trainable]]
+    """Of each recipe whose base can be counted, its name and what it trains."""
     memory: list[Planned]
     checkpoints: list[Inspection]
     refused: list[Finding]
@@ -51,12 +56,14 @@ def audit(
     *,
     recipe: str | None,
     gpu_gib: float,
+    deep: bool = False,
     reporter: Reporter,
     env: Mapping[str, str] | None = None,
 ) -> Audit:
     """Judge recipes, mixtures, records and checkpoints, and plan the memory of each recipe.
 
-    recipe: as in `read_targets`. gpu_gib: memory of the GPU that the run will get. A target that cannot be judged is
+    recipe: as in `read_targets`. gpu_gib: memory of the GPU that the run will get. deep: count what trains a second
+    time, on the model without its weights, which takes the training stack. A target that cannot be judged is
     among `Audit.refused`, and the others are judged all the same. Raises InvalidInput for a recipe that nothing is
     read by, MissingOnHost for what this host lacks.
     """
@@ -67,12 +74,22 @@ def audit(
     findings += data_rules.judge_mixtures(judged)
     findings += record_rules.judge_records(judged, stage=reporter.stage, progress=reporter.progress)
     findings += _memory(named, memory)
+    counted: list[tuple[str, Trainable]] = []
     for plan, known in named.recipes:
         findings += _placed(_judge_recipe(plan, known), Where(known.files[-1]))
+        try:
+            counted.append((known.name, trainable(plan)))
+            if deep:
+                reporter.stage(f"building {known.name} without its weights")
+                findings += judge_deep(plan, known)
+        except (InvalidInput, BadContent):
+            # What keeps the base from being counted is among the findings on it.
+            assert failed(findings, strict=False), "a base that cannot be counted, and nothing found"
     for inspection in named.checkpoints:
         findings += checkpoint_rules.judge(inspection, completeness(inspection), None)
     return Audit(
         records=judged,
+        trainable=counted,
         memory=memory,
         checkpoints=named.checkpoints,
         refused=named.refused,
@@ -91,8 +108,7 @@ def _judged(named: Targets, reporter: Reporter) -> Iterator[Judged]:
 
 def _judge_recipe(plan: RunPlan, recipe: Recipe) -> Iterator[Finding]:
     """What a recipe, its base and this host say before a record is read."""
-    for note in recipe.notes:
-        yield Finding(id=note.id or "recipe-note", severity="note", what=note.what, where=note.where, remedy=note.do)
+    yield from said(recipe)
     yield from fast_findings(plan, recipe, read_host(folders_of(plan)))
 
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from vltool.audit import checkpoint_catalogue, data_catalogue, host_rules, memory_rules, record_rules, target_catalogue
+from vltool.audit import (
+    base_rules,
+    checkpoint_catalogue,
+    data_catalogue,
+    deep_rules,
+    host_rules,
+    memory_rules,
+    recipe_rules,
+    record_rules,
+    target_catalogue,
+    target_rules,
+    tokenizer_rules,
+)
 from vltool.audit.finding import Rule, by_id
 
 GROUPS: dict[str, tuple[Rule, ...]] = {
     "Targets": target_catalogue.RULES,
+    "Recipes": (*recipe_rules.RULES, *target_rules.RULES, *deep_rules.RULES),
+    "Base models and teachers": (*base_rules.RULES, *tokenizer_rules.RULES),
     "Records and mixtures": (*data_catalogue.RULES, *record_rules.RULES),
     "Hosts": host_rules.RULES,
     "Memory": memory_rules.RULES,

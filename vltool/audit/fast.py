@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vltool.audit.base_rules import judge_base
 from vltool.audit.finding import Finding, arranged
 from vltool.audit.host import Host
 from vltool.audit.host_rules import judge_host
+from vltool.audit.recipe_rules import judge_recipe
 from vltool.errors import BadContent, InvalidInput, MissingOnHost, Problem, VltoolError
 from vltool.recipe.schema import Recipe
 from vltool.run.plan import RunPlan
 
-_CONTENT = ("base", "teacher", "ckpt", "record", "records")
+_CONTENT = ("base", "chat", "ckpt", "record", "records", "token", "tokenizers")
 """First words of the ids of rules on what files hold."""
 
 
@@ -24,7 +26,7 @@ def fast_findings(plan: RunPlan, recipe: Recipe, host: Host) -> list[Finding]:
 
     recipe: the one that the plan was made from, for the places of its keys.
     """
-    return arranged(judge_host(plan, host))
+    return arranged([*judge_recipe(plan, recipe), *judge_base(plan, recipe), *judge_host(plan, host)])
 
 
 def as_error(findings: Sequence[Finding]) -> VltoolError | None:

@@ -11,8 +11,8 @@ import msgspec
 
 from vltool.audit.anatomy import Anatomy, read_anatomy
 from vltool.audit.memory_plan import GPU_GIB, MemoryPlan, batch_of, plan_memory
-from vltool.audit.memory_terms import value_of
 from vltool.recipe.swift_keys import swift_table
+from vltool.run.arguments import value_of
 from vltool.run.deepspeed import zero_stage
 from vltool.run.plan import RunPlan
 

@@ -14,8 +14,9 @@ from vltool.audit.activations import FP32
 from vltool.audit.anatomy import Anatomy, read_anatomy
 from vltool.audit.memory_phases import phases
 from vltool.audit.memory_resident import resident
-from vltool.audit.memory_terms import Row, Terms, value_of
+from vltool.audit.memory_terms import Row, Terms
 from vltool.audit.model_flops import PEAK_FLOPS, Batch, step_flops
+from vltool.run.arguments import value_of
 from vltool.run.plan import RunPlan
 
 GIB = 2**30

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from vltool.audit.activations import FP32, Arithmetic
 from vltool.audit.anatomy import Anatomy, of_teacher
 from vltool.audit.model_flops import Batch
-from vltool.recipe.swift_keys import swift_table
+from vltool.run.arguments import value_of
 from vltool.run.deepspeed import zero_stage
 from vltool.run.plan import RunPlan
 
@@ -116,11 +115,3 @@ class Terms:
         if config is None or not config.endswith("_offload"):
             return False
         return part == "offload_optimizer" or config.startswith("zero3")
-
-
-def value_of(arguments: Mapping[str, Any], name: str) -> Any:
-    """One of ms-swift's arguments, or its default."""
-    if arguments.get(name) is not None:
-        return arguments[name]
-    known = swift_table().keys.get(name)
-    return None if known is None else known.default

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vltool.audit.anatomy import Anatomy, Weight
+from vltool.audit.anatomy import Anatomy
 from vltool.audit.towers import Text, Vision
+from vltool.audit.weights import Weight
 
 PEAK_FLOPS = 989e12
 """Dense bf16 of an H100 or H200 by its data sheet."""

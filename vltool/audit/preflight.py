@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from vltool.audit.base_rules import PROCESSOR_FILES
 from vltool.audit.disk_rules import folders_of
 from vltool.audit.fast import as_error, as_problem, fast_findings
 from vltool.audit.finding import Finding
@@ -22,7 +23,6 @@ from vltool.run.data import DatasetPlan
 from vltool.run.plan import RunPlan
 from vltool.run.reporter import Reporter
 
-PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 SHOWN = 20
 """Bad records that are listed; of the rest only the number is told."""
 

@@ -60,6 +60,9 @@ def check(
     gpu_gib: Annotated[
         float, typer.Option("--gpu-gib", metavar="GIB", min=1.0, help="Memory of the GPU that the run will get.")
     ] = 79.0,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Count what trains on the model itself, too; needs the training stack.")
+    ] = False,
     explain: Annotated[
         str | None,
         typer.Option(
@@ -102,7 +105,7 @@ def check(
         check_file(sarif)
     reporter = RunReporter(output, quiet=as_json)
     try:
-        done = audit(targets, recipe=recipe, gpu_gib=gpu_gib, reporter=reporter)
+        done = audit(targets, recipe=recipe, gpu_gib=gpu_gib, deep=deep, reporter=reporter)
         findings = done.told(**choice)
         written = None
         if preview is not None and not done.refused:
@@ -151,6 +154,7 @@ def _document(done: Audit, findings: Sequence[Finding], written: Written | None,
     return {
         "exit_code": code,
         "files": [one.to_json() for one in done.records],
+        "trainable": [{"recipe": recipe} | counted.to_json() for recipe, counted in done.trainable],
         "memory": [one.to_json() for one in done.memory],
         "checkpoints": [_census(one) for one in done.checkpoints],
         "counts": by_severity(findings),
@@ -181,7 +185,7 @@ def _told_of(inspection: Inspection) -> str:
 def _show_memory(output: Output, memory: Sequence[Planned]) -> None:
     from rich.text import Text
 
-    from vltool.cli.memory_table import memory_table
+    from vltool.cli.plan_tables import memory_table
 
     for one in memory:
         if one.memory is None:
@@ -195,6 +199,10 @@ def _show_memory(output: Output, memory: Sequence[Planned]) -> None:
 def _show(output: Output, done: Audit, findings: Sequence[Finding]) -> None:
     from rich.text import Text
 
+    from vltool.cli.plan_tables import tower_table
+
+    for name, counted in done.trainable:
+        output.result.print(tower_table(name, counted), soft_wrap=False)
     _show_memory(output, done.memory)
     for item in done.refused:
         show_refused(output, item)

@@ -85,7 +85,7 @@ def train(
 def _explained(plan: RunPlan, error: OutOfMemory, output: Output) -> OutOfMemory:
     """Show the plan of the memory that did not suffice; the error with what would make it smaller."""
     from vltool.audit.memory_rules import explained
-    from vltool.cli.memory_table import memory_table
+    from vltool.cli.plan_tables import memory_table
 
     planned, told = explained(plan, error)
     if planned.memory is not None:

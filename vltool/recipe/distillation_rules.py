@@ -49,7 +49,8 @@ def beta_is_no_weight(settings: Settings) -> None:
     """Close to 0 the divergence vanishes; at exactly 0 it is the full forward KL."""
     if settings["rlhf.rlhf_type"] and settings.written("rlhf.beta") and settings["rlhf.beta"] == 0:
         what = "rlhf.beta: exactly 0 is the full forward KL to the teacher, not none of it"
-        settings.note("rlhf.beta", what, "beta interpolates; for less anchoring lower llm_kd_weight, or write 0.1")
+        do = "beta interpolates; for less anchoring lower llm_kd_weight, or write 0.1"
+        settings.note("rlhf.beta", what, do, rule="kd-beta-zero")
 
 
 def whose_text_is_trained_on(settings: Settings) -> None:
@@ -59,10 +60,12 @@ def whose_text_is_trained_on(settings: Settings) -> None:
     student, teacher = settings["rlhf.lmbda"], settings["rlhf.seq_kd"]
     if student == 1:
         what = "rlhf.lmbda: 1 trains on the student's own text alone, never on your captions"
-        settings.note("rlhf.lmbda", what, "write lmbda: 0.5 to train on both")
+        settings.note("rlhf.lmbda", what, "write lmbda: 0.5 to train on both", rule="kd-captions-unseen")
     elif teacher and settings["rlhf.seq_kd_ratio"] == 1:
         what = "rlhf.seq_kd replaces every caption of yours by the teacher's text: they are never trained on"
-        settings.note("rlhf.seq_kd", what, "write seq_kd_ratio: 0.5 beside it to train on both")
+        settings.note(
+            "rlhf.seq_kd", what, "write seq_kd_ratio: 0.5 beside it to train on both", rule="kd-captions-unseen"
+        )
     if not student and not teacher:
         for key in _SAMPLING:
             _note_unused(settings, f"rlhf.{key}", "with lmbda 0 and no seq_kd nothing is sampled")
@@ -118,7 +121,7 @@ def vision_terms_can_be_more_than_zero(settings: Settings) -> None:
     for name in zero:
         what = f"custom.visual_kd.{name} is always zero: nothing trains at or before its output"
         at = settings.latest(f"custom.visual_kd.{name}.enabled", *_FREEZING)
-        settings.note(at, what, f"write visual_kd: {{{name}: {{enabled: false}}}}")
+        settings.note(at, what, f"write visual_kd: {{{name}: {{enabled: false}}}}", rule="kd-term-zero")
 
 
 RULES = (

@@ -106,9 +106,12 @@ class Settings:
         self.problems.append(Problem(what, do, self.where(key)))
         self._wrong.add(key.partition("[")[0])
 
-    def note(self, key: str, what: str, do: str = "") -> None:
-        """The recipe says something at this key that may not be what was meant."""
-        self.notes.append(Problem(what, do, self.where(key)))
+    def note(self, key: str, what: str, do: str = "", *, rule: str = "") -> None:
+        """The recipe says something at this key that may not be what was meant.
+
+        rule: the id under which audits report it; none for what concerns the spelling alone.
+        """
+        self.notes.append(Problem(what, do, self.where(key), rule))
 
 
 _ABSENT = object()

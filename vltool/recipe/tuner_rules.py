@@ -88,7 +88,7 @@ def names_mean_modules(settings: Settings) -> None:
                 settings.problem(item, what, "name linear modules, or write it in modules_to_save to train it in full")
             elif key == "modules_to_save" and (more := set(saved(name)) - set(meant)):
                 what = f"tuner.{key}: {name} also saves {', '.join(sorted(more))}, which end with it"
-                settings.note(item, what, f"write the name in full, {meant[0]} say")
+                settings.note(item, what, f"write the name in full, {meant[0]} say", rule="tuner-saves-more")
             elif key == "modules_to_save" and set(meant) & set(LISTS):
                 what = f"tuner.{key}: {name} is a list of modules, which cannot be saved as one"
                 settings.problem(item, what, f"name its modules: {name}.0, {name}.1, {name}.2")
@@ -177,7 +177,8 @@ def flags_say_what_trains(settings: Settings) -> None:
         if settings[flag] == trains:
             reach = "reaches it" if trains else "reaches nothing there"
             what = f"{flag}: {str(settings[flag]).lower()}, but {key.split('.')[1]} ({settings.where(key)}) {reach}"
-            settings.note(flag, what, "targets decide: make the two agree, or write target_modules: [all-linear]")
+            do = "targets decide: make the two agree, or write target_modules: [all-linear]"
+            settings.note(flag, what, do, rule="tuner-flags")
 
 
 def vision_blocks_are_counted_where_they_train(settings: Settings) -> None:
@@ -210,7 +211,8 @@ def copies_can_be_merged(settings: Settings) -> None:
     tuner = settings["tuner.tuner_type"]
     if tuner in ("boft", "fourierft") and settings["tuner.modules_to_save"]:
         what = f"tuner.modules_to_save: beside {tuner} it trains and reloads, but cannot be merged into the base"
-        settings.note("tuner.modules_to_save", what, "serve it as an adapter, or choose lora, dora or adalora")
+        do = "serve it as an adapter, or choose lora, dora or adalora"
+        settings.note("tuner.modules_to_save", what, do, rule="tuner-merge")
 
 
 RULES = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -10,6 +11,7 @@ from msgspec import Struct
 from vltool.errors import Problem
 from vltool.recipe.batch import accumulation_steps, misfit
 from vltool.recipe.schema import Recipe
+from vltool.recipe.swift_keys import swift_table
 from vltool.recipe.tuner_rules import NO_TARGETS
 from vltool.run.chain import ChainPlan
 
@@ -81,6 +83,14 @@ def _precision(arguments: dict[str, Any]) -> None:
     dtype = arguments.setdefault("torch_dtype", "bfloat16")
     arguments.setdefault("bf16", dtype == "bfloat16")
     arguments.setdefault("fp16", False)
+
+
+def value_of(arguments: Mapping[str, Any], name: str) -> Any:
+    """One of ms-swift's arguments, or its default."""
+    if arguments.get(name) is not None:
+        return arguments[name]
+    known = swift_table().keys.get(name)
+    return None if known is None else known.default
 
 
 def tuner_arguments(tuner: TunerPlan) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from vltool.errors import MissingOnHost, RunFailed
 from vltool.recipe.render import to_yaml
 from vltool.recipe.schema import Recipe
 from vltool.run.deepspeed import offloads
+from vltool.run.evidence import TowerRow
 from vltool.run.folder import PLAN_FILE_NAME
 from vltool.run.merge import MergePlan, is_merged
 from vltool.run.plan import RunPlan
@@ -121,6 +122,18 @@ def make_tiny(folder: Path, texts: Sequence[str], *, real_ids: bool = False) -> 
         from vltool.training import tiny
 
     return tiny.make_tiny(folder, texts=tuple(texts), real_ids=real_ids)
+
+
+def count_deep(plan: RunPlan) -> list[TowerRow]:
+    """What trains, counted on the plan's model without its weights (see `vltool.training.deep`).
+
+    Raises MissingOnHost without the training stack, InvalidInput for a tuner that cannot be made.
+    """
+    require_training_stack()
+    with quiet_imports(show=False):
+        from vltool.training import deep
+
+    return deep.count(plan)
 
 
 @contextmanager

@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from swift.template import MaxLengthError
 from swift.trainers import Seq2SeqTrainer
 from swift.trainers.patcher import PrinterCallbackNew, ProgressCallbackNew
 from swift.utils import disable_deepspeed_zero3, unwrap_model_for_generation
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vltool.data.geometry_spans import Span
 from vltool.data.tokens import render
@@ -44,6 +47,7 @@ __all__ = [
     "check_arguments",
     "dump_conversation",
     "encoder",
+    "outline",
     "unwrap_model_for_generation",
 ]
 
@@ -131,6 +135,40 @@ def build(plan: RunPlan, *, records: int = 1) -> Prepared:
         arguments=arguments,
         training_arguments=arguments.training_args,
     )
+
+
+_NOT_FOR_SHAPES = ("deepspeed", "attn_impl")
+"""Arguments that want a package or a GPU, and change no parameter's shape; those of quantization too."""
+
+
+def outline(plan: RunPlan) -> Any:
+    """The plan's model with its tuner on torch's meta device: every parameter, and no weight in memory.
+
+    It is made from config.json, and its tuner by the same code as `build`'s. An earlier stage's parts are there,
+    and not its weights. Raises InvalidInput as `build` does.
+    """
+    check_arguments(plan)
+    chosen = {
+        name: value
+        for name, value in plan.arguments.items()
+        if name not in _NOT_FOR_SHAPES and not name.startswith(("quant_", "bnb_"))
+    }
+    # ms-swift makes the folder while it looks at its arguments.
+    with TemporaryDirectory(prefix="vltool-") as folder:
+        given = chosen | ALWAYS | {"use_cpu": True, "model": plan.original, "output_dir": folder}
+        try:
+            arguments = SftArguments(**given)
+        except (ValueError, AssertionError) as error:
+            raise InvalidInput(f"ms-swift refuses its arguments: {error}", "mend the recipe") from error
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(plan.original))
+    model.model_meta, model.model_info = arguments.model_meta, arguments.model_info
+    try:
+        # BOFT's permutations are worked out from numbers, which tensors on that device do not have.
+        with nullcontext() if arguments.tuner_type == "boft" else torch.device("meta"):
+            return SwiftSft.prepare_model(arguments, model, template=None, train_dataset=range(1), task_type=None)
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"the tuner cannot be made: {error}", "mend the tuner section of the recipe") from error
 
 
 def _keep_context_length(model: Any, plan: RunPlan) -> None:
