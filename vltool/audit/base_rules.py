@@ -159,7 +159,9 @@ class _Judge:
     def _processor(self, config: Mapping[str, Any]) -> Iterator[Finding]:
         present = [name for name in PROCESSOR_FILES if (self._folder / name).is_file()]
         absent = [] if present else [" or ".join(PROCESSOR_FILES)]
-        absent += [name for name in ("tokenizer.json", "tokenizer_config.json") if not (self._folder / name).is_file()]
+        # Without tokenizer.json no token can be counted, which is told where that is tried.
+        if not (self._folder / "tokenizer_config.json").is_file():
+            absent.append("tokenizer_config.json")
         if absent:
             what = f"{self._key}: {self._folder} holds no {', no '.join(absent)}"
             yield self._finding("base-processor", what, "copy the whole checkpoint folder")

@@ -12,8 +12,9 @@ from vltool.audit.activations import FP32
 from vltool.audit.finding import Finding, Rule
 from vltool.audit.host import Host, gib
 from vltool.audit.memory_resident import optimizer_states
-from vltool.audit.memory_terms import Terms, value_of
+from vltool.audit.memory_terms import Terms
 from vltool.errors import Where
+from vltool.run.arguments import value_of
 from vltool.run.data import run_length
 from vltool.run.merge import is_merged
 from vltool.run.plan import RunPlan

@@ -150,8 +150,10 @@ def judge_host(plan: RunPlan, host: Host, *, records: int | None = None) -> list
 
     records: samples of an epoch, where they were counted. Nothing here starts torch. Where the training stack is
     missing that is a note; so is a missing GPU, without which this is not the host that trains, and nothing is said
-    of its processors, memory and disks.
+    of its processors, memory and disks; of a host without either nothing is said at all.
     """
+    if "torch" not in host.packages and not host.gpus:
+        return []
     findings = list(_gpus(plan, host))
     if "torch" in host.packages:
         findings += [*_packages(plan, host), *judge_versions(plan, host)]

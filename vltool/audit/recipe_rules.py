@@ -147,13 +147,12 @@ class _Judge:
         given = self._plan.arguments.get("dataloader_num_workers")
         # ms-swift's own where none is written.
         workers = 1 if given is None else int(given)
-        if workers < USUAL_WORKERS:
+        if workers < FEW_WORKERS:
             what = f"{workers} workers of each process decode its images"
             if workers < 2:
                 what = f"{'one worker alone' if workers else 'no worker'} decodes the images of each process"
-            severity: Severity = "warning" if workers < FEW_WORKERS else "note"
             remedy = f"write dataloader_num_workers: {USUAL_WORKERS} under data, as far as the host has cores"
-            yield self._finding("loader-workers", severity, key, f"{key}: {what}", remedy)
+            yield self._finding("loader-workers", "warning", key, f"{key}: {what}", remedy)
         if not self._value("dataloader_pin_memory") and not self._value("use_cpu"):
             what = "batches are copied to the GPU from memory that is not pinned, while it waits"
             remedy = "write dataloader_pin_memory: true under data"
@@ -288,7 +287,7 @@ RULES: tuple[Rule, ...] = (
         severity="warning",
         means="few workers decode images",
         why="Decoding and augmenting a photograph takes tens of milliseconds; with few workers the GPU waits for data "
-        "and shows 0% utilisation. It is a warning below four workers of each process, and a note below 16.",
+        "and shows 0% utilisation. Fewer than four for each process are told.",
         remedy="Write dataloader_num_workers: 16, or as many as the host has cores for each process.",
         covers="FAQ: Training stuck at 0% GPU utilization",
     ),

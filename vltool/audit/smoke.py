@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct, structs
 
-from vltool.audit.preflight import preflight
+from vltool.audit.preflight import audited
 from vltool.audit.run_rules import Judge, Verdict
 from vltool.data.conversation import Prompts, build_messages
 from vltool.data.index import JsonlIndex
@@ -84,7 +84,7 @@ def run_smoke(
             reporter.stage("making a tiny Qwen3-VL")
             launch.make_tiny(model, _demo_texts())
         plan = make_plan(resolved, cwd=Path.cwd(), debug=debug, probe=True)
-        plan = preflight(plan, resolved, reporter)
+        plan = audited(plan, reporter)
         failure = None
         try:
             launch.train(plan, reporter, resolved=resolved)
