@@ -63,7 +63,7 @@ class Reporter:
 
 @pytest.fixture
 def house(tmp_path, tiny, monkeypatch):
-    """A recipe over a whole checkpoint. Of the looks that follow the rules, of bases and records, none is taken here."""
+    """A recipe over a whole checkpoint; bases and records are not looked at after the rules."""
     monkeypatch.setattr(module, "_read", lambda plan, reporter: (plan, None))
     monkeypatch.setattr(module, "audited", lambda plan, reporter: plan)
     house = House(tmp_path)

@@ -70,14 +70,14 @@ def checkpoint_size(terms: Terms) -> CheckpointSize:
     everything = anatomy.size(trained=True) + anatomy.size(trained=False)
     weights = everything * terms.stream
     if terms.run.tuner.tuner_type != "full":
-        weights = (anatomy.adapters + anatomy.carried) * how.adapter + anatomy.copied * terms.stream
+        weights = (anatomy.adapters + anatomy.carried) * how.adapter + anatomy.copied * terms.copy
     shares = terms.processes if terms.stage >= 1 else 1
     optimizer = shares * sum(row.bytes for row in optimizer_states(terms))
     if terms.deepspeed is not None:
         # Its own file of the module, for an adapter without what is frozen.
         optimizer += terms.trained_bytes if terms.run.tuner.tuner_type != "full" else weights
         if terms.stream == FP32 and terms.stage >= 1:
-            optimizer += sum(terms.trained) * FP32  # copies of what trains, in fp32 as in 16 bits
+            optimizer += terms.trained * FP32  # copies of what trains, in fp32 as in 16 bits
     return CheckpointSize(weights=weights, optimizer=optimizer)
 
 

@@ -150,5 +150,5 @@ def _update(terms: Terms) -> Row:
         return Row("the update", 0)
     if terms.deepspeed is not None:
         shards = terms.processes if terms.stage >= 1 else 1
-        return Row("the update", sum(terms.trained) * FP32 // shards, "gradients in fp32")
+        return Row("the update", terms.trained * FP32 // shards, "gradients in fp32")
     return Row("the update", 0 if "fused" in terms.optimizer else terms.trained_bytes, "of all tensors at once")

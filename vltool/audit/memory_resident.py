@@ -33,7 +33,7 @@ def resident(terms: Terms) -> tuple[list[Row], list[Row]]:
         Row("frozen weights", (anatomy.size(trained=False) - packed) * terms.stream // shards, said(base, shared)),
         Row("frozen weights in 4 bits", _packed_bytes(packed, terms) // shards, shared),
         Row("trained weights", anatomy.size(trained=True) * terms.stream // shards, said(base, shared)),
-        Row("trained copies", anatomy.copied * terms.stream // shards, said("modules_to_save", base, shared)),
+        Row("trained copies", anatomy.copied * terms.copy // shards, said("modules_to_save", kind[terms.copy], shared)),
         Row("adapters", anatomy.adapters * how.adapter // shards, said(adapter, shared)),
         Row("carried adapters", anatomy.carried * how.adapter // shards, said("frozen", adapter, shared)),
     ]
@@ -57,13 +57,12 @@ def optimizer_states(terms: Terms) -> list[Row]:
 
     Source: Rajbhandari et al., "ZeRO" (1910.02054), section 3.1: 4 + 4 + 4 bytes an element under Adam.
     """
-    base, adapters = terms.trained
     shards = terms.processes if terms.stage >= 1 else 1
     shared = f", 1/{shards} of it (ZeRO)" if shards > 1 else ""
     masters = terms.deepspeed is not None and terms.stream == 2
-    copies = (base + adapters) * FP32 if masters else 0
+    copies = terms.trained * FP32 if masters else 0
     if terms.optimizer in _STATES:
-        states = (base + adapters) * _STATES[terms.optimizer]
+        states = terms.trained * _STATES[terms.optimizer]
     else:
         moments = 1 if terms.optimizer in _ONE_MOMENT else 2
         states = moments * (copies or terms.trained_bytes)
@@ -83,7 +82,7 @@ def _buffers(terms: Terms) -> list[Row]:
         return [Row("weights put together", live, "stage3_max_live_parameters")]
     if terms.stage and terms.processes > 1:
         # The one that is filled, and the one that is on its way.
-        return [Row("gradients on their way", 2 * min(_BUCKET, sum(terms.trained)) * terms.stream, "two buckets")]
+        return [Row("gradients on their way", 2 * min(_BUCKET, terms.trained) * terms.stream, "two buckets")]
     return []
 
 

@@ -50,6 +50,8 @@ class Terms:
             dropout=float(self.value("lora_dropout") or 0.0),
             padded=batch.padded,
         )
+        self.copy = FP32 if self.how.autocast and arguments.get("bf16") else self.stream
+        """Bytes of an element of what `modules_to_save` copies: in fp32 where nobody else keeps what trains so."""
         self.checkpoints = bool(self.value("gradient_checkpointing"))
         own = arguments.get("vit_gradient_checkpointing")
         self.vision_checkpoints = self.checkpoints if own is None else bool(own)
@@ -70,15 +72,15 @@ class Terms:
         return str(self.value("optim") or "adamw_torch_fused")
 
     @property
-    def trained(self) -> tuple[int, int]:
-        """Elements that train in the base's precision, and in the adapter's."""
-        return self.anatomy.size(trained=True) + self.anatomy.copied, self.anatomy.adapters
+    def trained(self) -> int:
+        """Elements that train."""
+        return self.anatomy.size(trained=True) + self.anatomy.copied + self.anatomy.adapters
 
     @property
     def trained_bytes(self) -> int:
         """Bytes of all that trains, which are those of its gradients, on all processes together."""
-        base, adapters = self.trained
-        return base * self.stream + adapters * self.how.adapter
+        in_place, copied = self.anatomy.size(trained=True), self.anatomy.copied
+        return in_place * self.stream + copied * self.copy + self.anatomy.adapters * self.how.adapter
 
     @property
     def gradient_bytes(self) -> int:
