@@ -24,9 +24,9 @@ def little_memory():
 
 
 def test_a_run_that_dies_of_it_prints_its_plan_and_what_would_fit(little_memory, overlay, vltool):
-    batch = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "gradient_checkpointing": False}
+    batch = {"per_device_train_batch_size": 4, "effective_batch_size": 4, "gradient_checkpointing": False}
     code, _, err = vltool("train", str(overlay("stage2_llm_lora", training=batch)))
-    assert code == 1
+    assert code == 1, err
     assert "out of memory" in err
     assert "tensors held" in err
     assert "memory of each GPU" in err
