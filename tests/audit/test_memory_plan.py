@@ -54,6 +54,12 @@ def test_the_plan_is_within_a_tenth_of_measured_peaks(house, rlhf, batch, checkp
     assert memory.time.flops == flops
 
 
+@pytest.mark.parametrize(("checkpointing", "gib"), [(True, 14.15), (False, 44.03)])
+def test_copies_of_saved_modules_are_planned_as_measured(house, checkpointing, gib):
+    plan = plan_of(house, "stage1_aligner_full", training={"gradient_checkpointing": checkpointing})
+    assert plan_memory(plan, batch=IMAGE).allocated / GIB == pytest.approx(gib, rel=0.03)
+
+
 def test_rows_add_up_to_what_is_needed(house):
     memory = plan_memory(plan_of(house))
     *parts, needed = memory.rows()

@@ -286,7 +286,7 @@ def zstandard() -> Any:
     try:
         import zstandard as module
     except ImportError as error:
-        raise MissingOnHost("files that end in .zst need zstandard", "pip install zstandard") from error
+        raise MissingOnHost("files that end in .zst need zstandard", "pip install vltool[zstd]") from error
     return module
 
 

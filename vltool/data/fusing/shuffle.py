@@ -3,8 +3,7 @@
 Reading records one by one in random order costs a cache miss, a fault or a system call each. So inputs are read
 once, front to back, and their lines are sorted into buckets, stretches of the output that fit into memory; then
 each bucket is put in order. Everything on disk is read and written in long runs, and memory does not grow with
-the text: only the plan, 12 bytes a record. What waits in buckets is compressed, to spare the disk;
-the time is about the same.
+the text: only the plan, 12 bytes a record.
 """
 
 from __future__ import annotations
@@ -35,8 +34,6 @@ BUCKET_BYTES = 4 << 20
 MOST_BUCKETS = 1024
 WAITING_BYTES = 32 << 20
 """Lines that a process gathers before it writes, so that each bucket gets a long run."""
-PACKED_LEVEL = -5
-"""zstd's; records of short texts and boxes shrink to a third."""
 _SYSTEM_LIMIT = 1 << 30
 
 
@@ -95,12 +92,11 @@ class Buckets:
     def read(self, bucket: int) -> bytes:
         """Its lines, in the inputs' order."""
         parts: list[bytes] = []
-        expand = zstandard().ZstdDecompressor().decompress
         for piece in sorted(self.segments):
             file, at = self.segments[piece]
             start, end = int(at[bucket]), int(at[bucket + 1])
             if start < end:
-                parts.append(expand(os.pread(self.files[file].fileno(), end - start, start)))
+                parts.append(os.pread(self.files[file].fileno(), end - start, start))
         return b"".join(parts)
 
 
@@ -139,7 +135,6 @@ def sort_in(
 
     def work(worker: int) -> Iterator[tuple[int, int, NDArray[np.int64], NDArray[np.int64], int]]:
         out = buckets.files[worker].fileno()
-        pack = zstandard().ZstdCompressor(level=PACKED_LEVEL).compress
         waiting: list[list[bytes]] = [[] for _ in buckets.sizes]
         written = size = count = 0
         own = np.flatnonzero(owners == worker).tolist()
@@ -154,9 +149,8 @@ def sort_in(
                 count += len(entries_M)
             if size > WAITING_BYTES or (i == own[-1] and size):
                 sizes = np.array([sum(map(len, parts)) for parts in waiting])
-                packed = [pack(b"".join(parts)) if parts else b"" for parts in waiting]
-                _write(out, b"".join(packed), written)
-                at = np.cumsum([written, *map(len, packed)])
+                _write(out, b"".join(part for parts in waiting for part in parts), written)
+                at = np.cumsum([written, *sizes.tolist()])
                 yield i, worker, at, sizes, count
                 waiting = [[] for _ in buckets.sizes]
                 written, size, count = int(at[-1]), 0, 0
