@@ -79,7 +79,7 @@ def test_good_records_have_no_finding(tmp_path):
     judged = judge(records(tmp_path, caption(), obj(desc="dog")))
     assert judged.findings == []
     assert judged.scan.records == 2
-    assert judged.summary() == f"{tmp_path}/t.jsonl: 2 records, all good"
+    assert judged.summary() == f"{tmp_path}/t.jsonl (train): 2 records, all good"
 
 
 def counter() -> TextCounter:

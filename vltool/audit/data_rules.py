@@ -48,14 +48,15 @@ class Judged:
 
     def summary(self) -> str:
         """How many records, how many of them are bad, the longest; with a tokenizer, a line of their lengths."""
+        name = f"{self.records.jsonl}{f' ({self.records.split})' if self.records.split else ''}"
         if self.scan is None:
-            return f"{self.records.jsonl}: no record"
+            return f"{name}: no record"
         parts = [f"{self.scan.records:,} record{'s' * (self.scan.records != 1)}"]
         parts.append(f"{len(self.scan.bad):,} with problems" if self.scan.bad else "all good")
         if self.scan.longest is not None:
             tokens, where = self.scan.longest
             parts.append(f"the longest {tokens:,} of {self.records.max_length:,} tokens (line {where.line})")
-        return "\n  ".join(filter(None, (f"{self.records.jsonl}: {', '.join(parts)}", self._lengths())))
+        return "\n  ".join(filter(None, (f"{name}: {', '.join(parts)}", self._lengths())))
 
     def _lengths(self) -> str:
         """A histogram of tokens up to the limit, or the longest record; within 80 columns."""

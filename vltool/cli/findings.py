@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from vltool.cli.output import Output
 
 if TYPE_CHECKING:
     from vltool.audit.finding import Finding, Rule
+    from vltool.errors import Where
 
 SHOWN_OF_A_RULE = 10
 """Findings of one rule in the table; `--json` has all of them."""
@@ -41,17 +43,25 @@ def show_table(output: Output, findings: Sequence[Finding], *, places: bool = Tr
 
     if not findings:
         return
-    heads = ["", "rule", *(["where"] if places else []), "what, and what to do"]
+    heads = ["", "rule", f"{'where, ' * places}what, and what to do"]
     table = Table(*heads, box=box.SIMPLE_HEAD, title_justify="left")
     for (severity, rule), group in groupby(findings, key=lambda item: (item.severity, item.id)):
         items = list(group)
         for item in items[:SHOWN_OF_A_RULE]:
-            told = Text.assemble(item.what, (f"\n{item.remedy}" if item.remedy else "", "dim"))
-            place = [Text(str(item.where or ""))] if places else []
-            table.add_row(Text(severity, style=STYLES[severity]), rule, *place, told)
+            place = f"{_from_here(item.where)}\n" if places and item.where else ""
+            told = Text.assemble((place, "bold"), item.what, (f"\n{item.remedy}" if item.remedy else "", "dim"))
+            table.add_row(Text(severity, style=STYLES[severity]), rule, told)
         if (more := len(items) - SHOWN_OF_A_RULE) > 0:
-            table.add_row("", rule, *([""] if places else []), Text(f"and {more:,} more", style="dim"))
+            table.add_row("", rule, Text(f"and {more:,} more", style="dim"))
     output.result.print(table, soft_wrap=False)
+
+
+def _from_here(where: Where) -> Where:
+    """The place, relative to the working directory where its file lies below it."""
+    from dataclasses import replace
+
+    here = f"{Path.cwd()}{os.sep}"
+    return replace(where, file=where.file.removeprefix(here))
 
 
 def show_counts(output: Output, findings: Sequence[Finding]) -> None:

@@ -7,6 +7,7 @@ from vltool.run.plan import RunPlan
 from vltool.training import swift_bridge
 from vltool.training.chain import hold
 from vltool.training.freeze import audit_before
+from vltool.training.logs import logs_into
 
 
 def count(plan: RunPlan) -> list[TowerRow]:
@@ -14,6 +15,7 @@ def count(plan: RunPlan) -> list[TowerRow]:
 
     Raises InvalidInput for a tuner that cannot be made.
     """
-    model = swift_bridge.outline(plan)
+    with logs_into(None, show=False):
+        model = swift_bridge.outline(plan)
     hold(model, plan.tuner)
     return audit_before(model, plan.tuner).rows
