@@ -82,9 +82,9 @@ def audit(
             if deep:
                 reporter.stage(f"building {known.name} without its weights")
                 findings += judge_deep(plan, known)
-        except (InvalidInput, BadContent):
-            # What keeps the base from being counted is among the findings on it.
-            assert failed(findings, strict=False), "a base that cannot be counted, and nothing found"
+        except (InvalidInput, BadContent) as error:
+            if not failed(findings, strict=False):  # else the base itself is told to be wrong
+                add_refused(named.refused, error.problems, rule="base-path", target=known.name)
     for inspection in named.checkpoints:
         findings += checkpoint_rules.judge(inspection, completeness(inspection), None)
     return Audit(
