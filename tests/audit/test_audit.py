@@ -17,7 +17,7 @@ REFUSED = Finding(id="recipe-invalid", severity="error", what="unknown key", whe
 
 
 def of(*findings, refused=()):
-    return Audit(records=[], memory=[], checkpoints=[], refused=list(refused), findings=list(findings))
+    return Audit(records=[], trainable=[], memory=[], checkpoints=[], refused=list(refused), findings=list(findings))
 
 
 def run(*targets, recipe=None, env=()):

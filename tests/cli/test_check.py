@@ -388,6 +388,21 @@ def test_checking_loads_no_training_stack(tmp_path):
     assert (tmp_path / "page" / "index.html").is_file()
 
 
+def test_what_trains_is_shown_tower_by_tower(vltool, recipe):
+    name = recipe(custom={"train_jsonl": str(DEMO), "val_jsonl": None})
+    code, out, _ = vltool("check", name)
+    assert code == 0
+    for told in ("trainable parameters", "adapter", "vision", "aligner", "deepstack", "language", "frozen"):
+        assert told in out
+    code, document = checked(vltool, name, "--deep")
+    (counted,) = document["trainable"]
+    assert (code, counted["recipe"], document["findings"]) == (0, "mine", [])
+    towers = {row["tower"]: row["trainable"] for row in counted["towers"]}
+    assert towers["vision"] == 0
+    assert min(towers["language"], towers["aligner"], towers["deepstack"]) > 0
+    assert counted["trainable"] == sum(towers.values())
+
+
 def test_a_recipe_s_memory_is_planned(vltool, recipe, base):
     write_shapes(base)
     name = recipe(custom={"train_jsonl": str(DEMO)})
