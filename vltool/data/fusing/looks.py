@@ -68,6 +68,7 @@ class Look:
         for kind, head in HEADS.items():
             at = np.flatnonzero(good_M)
             at = at[_begin_with(data_B, begins_M[at], head)]
+            good_M[at] = False
             kinds_N[which_M[at]] = _references(data, begins_M[at] + len(head), kind)
         return kinds_N
 
@@ -122,19 +123,16 @@ def _references(data: bytes, at_M: NDArray[np.int64], relative: int) -> NDArray[
         left_in = at_M[left] + width < len(data_B)
         if len(inside := left[left_in]):
             rows = _loads(data_B, f"V{width}")[at_M[inside]].view(np.uint8).reshape(-1, width)
-            stops = (rows == _QUOTE) | (rows == _BACKSLASH)
+            stops = rows == _QUOTE
+            stops |= rows == _BACKSLASH
+            stops |= rows == _COLON
             ends = stops.argmax(1)
-            numbers = np.arange(len(inside))
-            ended = stops[numbers, ends]
-            whole = ended & (rows[numbers, ends] == _QUOTE) & (ends > 0) & (data_B[at_M[inside] + ends + 1] == _BRACKET)
-            first = rows[:, 0]
-            colons = rows == _COLON
-            colon = colons.argmax(1)
-            url = colons[numbers, colon] & (colon < ends)
-            kinds_M[inside[whole & ~url & (first != _SLASH)]] = relative
-            kinds_M[inside[whole & (first == _SLASH)]] = KEPT
-            # URLs and longer paths are few, or else short to look at.
-            left = np.concatenate([left[~left_in], inside[~ended], inside[whole & url & (first != _SLASH)]])
+            # Where nothing stops, a row's first byte is looked at, and is no quote unless the path is empty.
+            good = (rows[np.arange(len(rows)), ends] == _QUOTE) & (ends > 0)
+            good &= data_B[at_M[inside] + ends + 1] == _BRACKET
+            kinds_M[inside[good]] = np.where(rows[good, 0] == _SLASH, KEPT, relative)
+            # Lists of several images, URLs and longer paths are few, or else short to look at.
+            left = np.concatenate([left[~left_in], inside[~good]])
     for i in left.tolist():
         if ONE_IMAGE.match(data, at_M[i]):
             kinds_M[i] = relative

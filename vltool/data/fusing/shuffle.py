@@ -34,7 +34,8 @@ BUCKET_BYTES = 4 << 20
 MOST_BUCKETS = 1024
 WAITING_BYTES = 32 << 20
 """Lines that a process gathers before it writes, so that each bucket gets a long run."""
-_SYSTEM_LIMIT = 1 << 30
+_WRITTEN_AT_ONCE = 1 << 18
+"""A larger write makes the page cache look for larger pages, which costs several times as much where they are rare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +302,7 @@ def _one_in_parts(source: Source, shard: Shard, told: Callable[[int], None], wor
 def _write(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     view = memoryview(data)
     while view:
-        count = os.pwrite(descriptor, view[:_SYSTEM_LIMIT], offset)
+        count = os.pwrite(descriptor, view[:_WRITTEN_AT_ONCE], offset)
         view, offset = view[count:], offset + count
 
 
