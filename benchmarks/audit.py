@@ -114,9 +114,10 @@ def run(arguments: list[str]) -> tuple[float, float]:
 
 
 def write_values(path: Path, dtype: str, bits: np.ndarray) -> None:
-    """One tensor of these bits in a file."""
+    """One tensor of these bits in a file, aligned as the safetensors library aligns it."""
     header = {"w": {"dtype": dtype, "shape": bits.shape, "data_offsets": [0, bits.nbytes]}}
     raw = json.dumps(header).encode()
+    raw += b" " * (-len(raw) % 8)
     path.write_bytes(struct.pack("<Q", len(raw)) + raw + bits.tobytes())
 
 

@@ -1,9 +1,9 @@
 """How fast `vltool fuse` writes a mixture, against `cat INPUTS > FILE`: `python benchmarks/data_fuse.py [--quick]`.
 
-Both in turn on the same disk, inputs cached, three times each, with a pause before; printed are medians and the ratio of the same round,
-as median and range. Validation is off; hashing and the wait for the disk (cat waits for none) are told apart. Each
-fusion runs in a process of its own, whose largest resident size, and that of its workers, the kernel reports.
-Two inputs lie in folders of their own, so every image path is rewritten. Records are as long as those of dense
+Both in turn on the same disk, inputs cached, three times each, with a pause before; printed are medians and the ratio
+of the same round, as median and range. Validation is off; hashing and the wait for the disk (cat waits for none) are
+told apart. Each fusion runs in a process of its own, whose largest resident size, and that of its workers, the kernel
+reports. Two inputs lie in folders of their own, so every image path is rewritten. Records are as long as those of dense
 captioning, about 1 KB (the demo's are); ten million of them have 240 bytes, so that they stay in memory.
 """
 

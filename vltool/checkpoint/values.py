@@ -165,8 +165,8 @@ class Decoder:
     infinity: int
     """The magnitude of infinity; greater ones are NaN. Where a type has none, the largest finite one."""
     has_infinity: bool
-    decode: Callable[[NDArray[Any]], Floats]
-    """Magnitude's bits -> magnitude, exact but for float64 beyond 1e150."""
+    decode: Callable[[NDArray[Any], NDArray[np.uint32]], Floats]
+    """Magnitude's bits, and room for as many -> magnitude, exact but for float64 beyond 1e150."""
     squares_of_pairs: Floats | None = None
     """For bytes: sum of the squares of two elements, by the 16 bits of both."""
 
@@ -178,14 +178,23 @@ def count(raw: NDArray[np.uint8], decoder: Decoder, into: Values, *, stride: int
     """
     size = decoder.bits.itemsize
     whole = raw.size // size * size
+    aligned = raw.ctypes.data % size == 0
+    # Had once: what is given back and asked for again each time, the system clears page by page.
+    magnitude_N, room_N = np.empty(CHUNK, decoder.bits), np.empty(CHUNK, np.uint32)
     for begin in range(0, whole, CHUNK * size):
-        _count_chunk(into, raw[begin : min(begin + CHUNK * size, whole)].view(decoder.bits), decoder, stride)
+        chunk = raw[begin : min(begin + CHUNK * size, whole)]
+        # Not all tools align tensors; numpy reads elements that lie across words one by one.
+        chunk = chunk if aligned else chunk.copy()
+        bits_N = chunk.view(decoder.bits)
+        masked_N = np.bitwise_and(bits_N, decoder.bits.type(decoder.magnitude), out=magnitude_N[: bits_N.size])
+        _count_chunk(into, masked_N, decoder, stride, room_N)
 
 
-def _count_chunk(values: Values, bits_N: NDArray[Any], decoder: Decoder, stride: int) -> None:
-    magnitude_N = bits_N & decoder.bits.type(decoder.magnitude)
-    values.elements += bits_N.size
-    values.zeros += bits_N.size - int(np.count_nonzero(magnitude_N))
+def _count_chunk(
+    values: Values, magnitude_N: NDArray[Any], decoder: Decoder, stride: int, room_N: NDArray[np.uint32]
+) -> None:
+    values.elements += magnitude_N.size
+    values.zeros += magnitude_N.size - int(np.count_nonzero(magnitude_N))
     largest = int(magnitude_N.max())
     limit = decoder.infinity
     if largest > limit or (largest == limit and decoder.has_infinity):
@@ -197,16 +206,16 @@ def _count_chunk(values: Values, bits_N: NDArray[Any], decoder: Decoder, stride:
             return
         largest = int(magnitude_N.max())
     # The order of magnitudes is that of their bits.
-    peak = float(decoder.decode(np.array([largest], decoder.bits))[0])
+    peak = float(decoder.decode(np.array([largest], decoder.bits), room_N)[0])
     values.largest = max(values.largest, peak)
-    sample_N = decoder.decode(magnitude_N[::stride])
     if decoder.squares_of_pairs is not None and magnitude_N.size % 2 == 0:
         values.squares += float(decoder.squares_of_pairs.take(magnitude_N.view(np.uint16), mode="clip").sum())
     else:
-        floats_N = decoder.decode(magnitude_N) if stride > 1 else sample_N
+        floats_N = decoder.decode(magnitude_N, room_N)
         # Beyond this, squares overflow or vanish in float32.
         wide_N: Floats = floats_N if peak == 0.0 or 1e-10 < peak < 1e15 else floats_N.astype(np.float64)
         values.squares += float(np.dot(wide_N, wide_N))
+    sample_N = decoder.decode(magnitude_N[::stride], room_N)
     places_N = np.searchsorted(_EDGES, sample_N[sample_N > 0], side="right")
     for place, number in enumerate(np.bincount(places_N, minlength=len(EDGES) + 1).tolist()):
         values.histogram[place] += number
@@ -219,15 +228,16 @@ INTEGERS = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I6
 """Types of element that are always finite: indices, or weights that are packed."""
 
 
-def _shifted(bits: int, exponent: int) -> Callable[[NDArray[Any]], Floats]:
+def _shifted(bits: int, exponent: int) -> Callable[[NDArray[Any], NDArray[np.uint32]], Floats]:
     """A decoder of narrower floats: their bits moved into float32's, times the power of two between the biases.
 
     numpy converts halves one by one, several times slower; and subnormal numbers come out right, too.
     """
     factor = np.float32(2.0**exponent)
 
-    def decode(magnitude_N: NDArray[Any]) -> Floats:
-        floats_N: Floats = np.left_shift(magnitude_N, bits, dtype=np.uint32).view(np.float32)
+    def decode(magnitude_N: NDArray[Any], room_N: NDArray[np.uint32]) -> Floats:
+        shifted_N = np.left_shift(magnitude_N, bits, out=room_N[: magnitude_N.size], dtype=np.uint32)
+        floats_N: Floats = shifted_N.view(np.float32)
         if exponent:
             floats_N *= factor
         return floats_N
@@ -235,18 +245,18 @@ def _shifted(bits: int, exponent: int) -> Callable[[NDArray[Any]], Floats]:
     return decode
 
 
-def _pairs(decode: Callable[[NDArray[Any]], Floats], finite: int) -> Floats:
+def _pairs(decode: Callable[[NDArray[Any], NDArray[np.uint32]], Floats], finite: int) -> Floats:
     """Sums of two squares by the bits of two bytes; bits that are no number count nothing."""
-    squares_N = decode(np.arange(256, dtype=np.uint8)) ** 2
+    squares_N = decode(np.arange(256, dtype=np.uint8), np.empty(256, np.uint32)) ** 2
     squares_N[finite + 1 :] = 0
     return (squares_N[:, None] + squares_N[None, :]).reshape(-1).astype(np.float32)
 
 
-def _as_float32(bits_N: NDArray[Any]) -> Floats:
-    return bits_N.view(np.float32)
+def _as_float32(magnitude_N: NDArray[Any], _: NDArray[np.uint32]) -> Floats:
+    return magnitude_N.view(np.float32)
 
 
-def _from_f64(magnitude_N: NDArray[Any]) -> Floats:
+def _from_f64(magnitude_N: NDArray[Any], _: NDArray[np.uint32]) -> Floats:
     # Larger ones, of which no square is finite, count as this.
     return np.minimum(magnitude_N.view(np.float64), 1e150)
 
