@@ -115,6 +115,8 @@ def test_the_output_is_the_plan_record_by_record(world, seed, epoch):
 def test_the_same_bytes_whatever_the_pieces_buckets_and_processes(world, monkeypatch):
     run(world, "one.jsonl")
     monkeypatch.setattr(fusing_inputs, "PIECE_BYTES", 700)
+    monkeypatch.setattr(gather, "WINDOW_BYTES", 600)
+    monkeypatch.setattr(fusing, "STRETCH_BYTES", 800)
     monkeypatch.setattr(fusing_shuffle, "BUCKET_BYTES", 900)
     monkeypatch.setattr(fusing_shuffle, "WAITING_BYTES", 2000)
     monkeypatch.setattr(fusing, "WORTH_A_PROCESS", 0)
