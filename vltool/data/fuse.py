@@ -89,7 +89,7 @@ def fuse(fusion: Fusion, out: Path, options: Options, *, progress: Progress) -> 
     """Write an epoch of a mixture to `out`: a JSONL, or a folder of them where a shard's size is given.
 
     Names that end in .gz or .zst are compressed. Needs free space beyond the output while it
-    works, at most as much again, and about 20 bytes of memory a record.
+    works, at most as much again, and about 30 bytes of memory a record.
     Raises InvalidInput for files that are not there and an `out` that would be
     written over, BadContent for bad records (then nothing was written), OSError without space.
     """
