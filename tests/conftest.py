@@ -54,6 +54,11 @@ def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing")
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file first, so that no process ends up waiting for the one that began it last."""
+    items.sort(key=lambda item: item.path.name != "test_ranks.py")
+
+
 @pytest.fixture
 def update_golden(request):
     return request.config.getoption("--update-golden")

@@ -144,7 +144,7 @@ ALONE: dict[str, Any] = {}
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize(("vision", "steps"), [("frozen", 12), ("training", 50)])
+@pytest.mark.parametrize(("vision", "steps"), [("frozen", 8), ("training", 20)])
 def test_steps_of_images_beside_text(vision, steps, strategy, runs, records, tmp_path):
     data = {"train_jsonl": str(with_text(records, tmp_path)), "val_jsonl": None}
     if vision == "training":
