@@ -134,6 +134,8 @@ SEEN = {
         (tensors(renamed), "other names than Qwen3-VL's"),
         (edit("config.json", lambda d: d["text_config"].update(num_hidden_layers=3)), "beyond what config.json counts"),
         (edit("config.json", lambda d: d["vision_config"].update(depth=5)), "model.visual.blocks.4."),
+        (edit("config.json", lambda d: d["text_config"].update(hidden_size=32)), "other sizes than config.json tells"),
+        (edit("config.json", lambda d: d["vision_config"].update(intermediate_size=7)), "blocks.0.mlp.linear_fc1"),
     ],
     "base-tied": [
         (edit("config.json", lambda d: d["text_config"].update(tie_word_embeddings=False)), "its text_config false"),

@@ -230,3 +230,10 @@ def test_frozen_parts_of_an_earlier_stage_are_told_from_the_trained_ones(checkpo
     assert carried(inspect(checkpoint)) is None
     (checkpoint.parent / "plan.json").write_text("{")
     assert carried(inspect(checkpoint)) is None
+
+
+def test_weights_without_a_config_are_told(tmp_path):
+    folder = write_base(tmp_path / "base")
+    assert "ckpt-config" not in ids(folder)
+    (folder / "config.json").unlink()
+    assert "ckpt-config" in ids(folder)

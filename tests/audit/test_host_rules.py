@@ -266,3 +266,9 @@ def test_a_base_that_cannot_be_read_leaves_its_sizes_out(tmp_path):
     house = House(tmp_path)
     assert judged(house, disk=replace(DISK, free=0)) == []
     assert Path(house.base).is_dir()
+
+
+def test_a_run_folder_that_cannot_be_written_to_is_an_error(house):
+    (found,) = (f for f in judged(house, disk=replace(DISK, writable=False)) if f.id == "host-run-folder")
+    assert found.severity == "error"
+    assert "cannot be written to" in found.what

@@ -180,6 +180,14 @@ BAD = {
         CONFIG | {"text_config": {"num_hidden_layers": 36, "hidden_size": 2560, "vocab_size": None}},
         ["no Qwen3-VL config", "vocab_size"],
     ),
+    "no patch": (
+        CONFIG | {"vision_config": CONFIG["vision_config"] | {"patch_size": 0}},
+        ["no Qwen3-VL config", "patch_size"],
+    ),
+    "more layers than there can be": (
+        CONFIG | {"text_config": CONFIG["text_config"] | {"num_hidden_layers": 10**9}},
+        ["4096", "text_layers"],
+    ),
     "a list for a tower": (CONFIG | {"text_config": []}, ["no Qwen3-VL config"]),
     "null for a tower": (CONFIG | {"vision_config": None}, ["no Qwen3-VL config"]),
     "a list": ([], ["no Qwen3-VL config"]),

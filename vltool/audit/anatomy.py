@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,11 @@ def read_anatomy(folder: Path, tuner: TunerPlan, arguments: Mapping[str, Any]) -
     config = json.loads((folder / "config.json").read_bytes())
     try:
         text, vision = text_of(config["text_config"]), vision_of(config["vision_config"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise InvalidInput(f"{folder / 'config.json'} lacks {error}, without which no memory is planned") from error
+    sizes = {name: size for part in (text, vision) for name, size in asdict(part).items() if isinstance(size, int)}
+    if small := [name for name, size in sizes.items() if size < 1 and name != "experts_a_token"]:
+        raise InvalidInput(f"{folder / 'config.json'}: {', '.join(small)} of no size, so that no memory is planned")
     weights = read_weights(folder, tuner, arguments)
     return Anatomy(
         text=text,

@@ -10,6 +10,7 @@ from typing import Any
 from vltool.audit import checkpoint_rules
 from vltool.audit.finding import Finding, Rule, Severity
 from vltool.audit.tokenizer_rules import judge_tokenizers
+from vltool.audit.towers import text_of, vision_of
 from vltool.checkpoint.adapter import read_json
 from vltool.checkpoint.architecture import Architecture, read_architecture
 from vltool.checkpoint.completeness import completeness
@@ -89,6 +90,8 @@ class _Judge:
             if finding.severity != "note"
         ]
         yield from files
+        if inspection.kind == "broken" and any(finding.severity == "error" for finding in files):
+            return
         if inspection.kind != "full":
             what = f"{self._key}: {self._folder} holds weights as {inspection.kind}, which training does not read"
             yield self._finding("base-format", what, "convert them to .safetensors, or download the checkpoint again")
@@ -136,10 +139,39 @@ class _Judge:
             what = f"{self._key}: config.json asks for {len(missing):,} tensors that are absent: {_some(missing)}"
             remedy = "download the checkpoint again: absent tensors would start at random"
             yield self._finding("base-tensors", what, remedy, evidence=", ".join(missing[:200]))
+        yield from self._shapes(inspection, architecture)
         if unread:
             what = f"{self._key}: {_some(unread)} lie beyond what config.json counts, and would be left out"
             remedy = "take config.json and weights from one checkpoint"
             yield self._finding("base-tensors", what, remedy, evidence=", ".join(unread[:200]))
+
+    def _shapes(self, inspection: Inspection, architecture: Architecture) -> Iterator[Finding]:
+        """Whether tensors of each kind have the sizes that config.json tells."""
+        config = read_json(self._folder / "config.json")
+        try:
+            text, vision = text_of(config["text_config"]), vision_of(config["vision_config"])
+        except (KeyError, TypeError, ValueError, ZeroDivisionError):
+            return  # which keeps memory from being planned, and is told there
+        layer, block = "model.language_model.layers.0", "model.visual.blocks.0"
+        wanted = {
+            "model.language_model.embed_tokens.weight": (text.vocab, text.hidden),
+            f"{layer}.self_attn.q_proj.weight": (text.query, text.hidden),
+            f"{layer}.self_attn.k_proj.weight": (text.key, text.hidden),
+            f"{block}.attn.qkv.weight": (3 * vision.hidden, vision.hidden),
+            f"{block}.mlp.linear_fc1.weight": (vision.inner, vision.hidden),
+            "model.visual.merger.linear_fc2.weight": (vision.out, vision.merged_hidden),
+        }
+        if architecture.model_type == "qwen3_vl":
+            wanted[f"{layer}.mlp.gate_proj.weight"] = (text.inner, text.hidden)
+        differ = [
+            f"{name} is {tuple(held.info.shape)}, and should be {shape}"
+            for name, shape in wanted.items()
+            if (held := inspection.tensors.get(name)) and tuple(held.info.shape) != shape
+        ]
+        if differ:
+            what = f"{self._key}: tensors have other sizes than config.json tells: {differ[0]}"
+            remedy = "take config.json and weights from one checkpoint"
+            yield self._finding("base-tensors", what, remedy, evidence="; ".join(differ))
 
     def _tied(self, inspection: Inspection, config: Mapping[str, Any]) -> Iterator[Finding]:
         top, inner = config.get("tie_word_embeddings"), config["text_config"].get("tie_word_embeddings")

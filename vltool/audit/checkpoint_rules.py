@@ -107,6 +107,9 @@ def _files(inspection: Inspection) -> Iterator[Finding]:
             else "accelerate merge-weights SHARDS OUT",
             where=folder,
         )
+    if inspection.kind == "full" and not (folder / "config.json").is_file():
+        what = "there are weights and no config.json, so that no loader knows what they are"
+        yield _finding("ckpt-config", what, "copy it from where the weights are from", severity="warning", where=folder)
     if inspection.kind == "adapter and full":
         names = sorted({inspection.tensors[name].file.name for name in inspection.full})
         yield _finding(

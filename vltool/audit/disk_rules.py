@@ -39,11 +39,12 @@ ROOM = Rule(
 )
 FOLDER = Rule(
     id="host-run-folder",
-    severity="warning",
-    means="the run folder lies where it will be lost, or where other nodes do not see it",
+    severity="error",
+    means="the run folder cannot be written to, or lies where it will be lost or other nodes do not see it",
     why=(
-        "Checkpoints of several nodes come together in one folder; a run whose nodes do not all see it ends once "
-        "the model is loaded. A folder in memory is gone when the host or its container is."
+        "Without the right to write a run ends before its first step. Checkpoints of several nodes come together in "
+        "one folder; a run whose nodes do not all see it ends once the model is loaded. A folder in memory is gone "
+        "when the host or its container is."
     ),
     remedy="Name a folder on a disk that all nodes share in training.output_dir.",
 )
@@ -131,17 +132,23 @@ def judge_disks(plan: RunPlan, host: Host, terms: Terms | None, *, records: int 
     if terms is not None:
         yield from _room(plan, host, terms, records)
     disk = host.disks.get(plan.run_dir)
-    if disk is None or not disk.kind:
+    if disk is None:
         return
     where = place(plan, "output_dir")
+    if not disk.writable:
+        yield FOLDER.finds(f"the run folder {plan.run_dir} cannot be written to", where=where)
+    if not disk.kind:
+        return
     if disk.in_memory:
-        yield FOLDER.finds(f"the run folder {plan.run_dir} lies in memory ({disk.kind})", where=where)
+        yield FOLDER.finds(
+            f"the run folder {plan.run_dir} lies in memory ({disk.kind})", where=where, severity="warning"
+        )
     elif plan.launch.nnodes > 1 and not disk.network:
         what = (
             f"the run folder {plan.run_dir} lies on this node's own disk ({disk.kind}), and the run has "
             f"{plan.launch.nnodes} nodes"
         )
-        yield FOLDER.finds(what, where=where)
+        yield FOLDER.finds(what, where=where, severity="warning")
 
 
 def _room(plan: RunPlan, host: Host, terms: Terms, records: int | None) -> Iterator[Finding]:

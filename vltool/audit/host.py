@@ -53,6 +53,8 @@ class Disk:
     """Bytes."""
     kind: str = ""
     """The kernel's name of the file system, such as ext4; empty where it is not known."""
+    writable: bool = True
+    """Whether the folder, or the nearest above it that exists, may be written to."""
 
     @property
     def network(self) -> bool:
@@ -232,7 +234,8 @@ def _free(folder: Path) -> int | None:
 def _disk(folder: Path) -> Disk:
     """The disk of a folder, or of the nearest one above it that exists."""
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return Disk(device=place.stat().st_dev, free=_free(place) or 0, kind=_kind(place.resolve()))
+    writable = os.access(place, os.W_OK | os.X_OK)
+    return Disk(device=place.stat().st_dev, free=_free(place) or 0, kind=_kind(place.resolve()), writable=writable)
 
 
 def _kind(place: Path) -> str:

@@ -55,6 +55,8 @@ def check_file(file: Path) -> None:
         raise InvalidInput(f"--sarif: {file} is a folder", "name a file in it")
     if not file.parent.is_dir():
         raise InvalidInput(f"--sarif: no such folder: {file.parent}", "make it, or write elsewhere")
+    if not os.access(file.parent, os.W_OK):
+        raise InvalidInput(f"--sarif: {file.parent} cannot be written to", "write elsewhere")
 
 
 def write_sarif(file: Path, log: Mapping[str, Any]) -> None:

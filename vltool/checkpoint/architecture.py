@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from vltool.errors import InvalidInput
 
@@ -60,18 +60,23 @@ def tensor_kind(name: str) -> str:
     return parts[-1] if parts and parts[-1].startswith((*_ADAPTER_PARTS, "bias")) else "weight"
 
 
+Size = Annotated[int, Meta(ge=1, le=1 << 30)]
+Depth = Annotated[int, Meta(ge=1, le=4096)]
+"""Layers: more than any model has are a mistake, which would be counted one by one."""
+
+
 class Architecture(Struct, frozen=True, kw_only=True):
     """What a checkpoint's config.json says of its shape."""
 
     model_type: str
-    vision_depth: int
+    vision_depth: Depth
     deepstack_mergers: int
-    text_layers: int
-    hidden_size: int
-    vocab_size: int
+    text_layers: Depth
+    hidden_size: Size
+    vocab_size: Size
     tied_head: bool
-    patch_size: int
-    merge_size: int
+    patch_size: Size
+    merge_size: Size
 
 
 def read_architecture(folder: Path) -> Architecture:
@@ -117,5 +122,12 @@ def read_architecture(folder: Path) -> Architecture:
         raise InvalidInput(f"{path}:{error.lineno}:{error.colno}: no JSON: {error.msg}") from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise InvalidInput(f"{path}: no JSON: {error}", "copy the file again") from error
-    except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as error:
-        raise InvalidInput(f"{path}: is no Qwen3-VL config: {error} is missing or of the wrong type") from error
+    except KeyError as error:
+        what = f"{path}: is no Qwen3-VL config: {error} is missing or of the wrong type"
+        raise InvalidInput(what, "copy config.json from the checkpoint again") from error
+    except msgspec.ValidationError as error:
+        what = f"{path}: is no Qwen3-VL config: {error}"
+        raise InvalidInput(what, "copy config.json from the checkpoint again") from error
+    except (TypeError, AttributeError) as error:
+        what = f"{path}: is no Qwen3-VL config: a section of it is missing or of the wrong type"
+        raise InvalidInput(what, "copy config.json from the checkpoint again") from error

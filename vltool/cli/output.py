@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import sys
@@ -29,6 +30,12 @@ _TOKEN = re.compile(
 """What a caret underlines: a quoted text, a variable, a word."""
 
 
+def _lenient(stream: object) -> None:
+    """Let what cannot be written, as a file's name that is no UTF-8, be written escaped."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+
+
 class Output:
     """Two consoles that follow the terminal's width and colour, NO_COLOR and pipes."""
 
@@ -37,6 +44,7 @@ class Output:
         """Where the result goes: stdout."""
         from rich.console import Console
 
+        _lenient(sys.stdout)
         return Console(highlight=False, soft_wrap=True)
 
     @cached_property
@@ -44,6 +52,7 @@ class Output:
         """Where everything else goes: stderr."""
         from rich.console import Console
 
+        _lenient(sys.stderr)
         return Console(stderr=True, highlight=False)
 
     def print_json(self, document: dict[str, Any], *, versioned: bool = True) -> None:

@@ -68,6 +68,9 @@ def check_folder(folder: Path) -> None:
     """Raise InvalidInput for a folder in which a page would stand beside other things, or in place of them."""
     if folder.exists() and not folder.is_dir():
         raise InvalidInput(f"{folder} is a file", "name a folder for the preview")
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not os.access(there, os.W_OK):
+        raise InvalidInput(f"{there} cannot be written to", "name another folder for the preview")
     if not folder.is_dir():
         return
     names = {path.name for path in folder.iterdir()}
