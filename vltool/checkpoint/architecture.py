@@ -61,7 +61,7 @@ def tensor_kind(name: str) -> str:
 
 
 Size = Annotated[int, Meta(ge=1, le=1 << 30)]
-Depth = Annotated[int, Meta(ge=1, le=4096)]
+Depth = Annotated[int, Meta(ge=0, le=4096)]
 """Layers: more than any model has are a mistake, which would be counted one by one."""
 
 
