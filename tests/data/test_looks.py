@@ -52,6 +52,7 @@ LONGER = "y" * 300
         ('{"images": ["https://a.de/b.jpg"], "width": 3}', KEPT),
         ('{"images": ["data:image/png;base64,AAAA"], "width": 3}', TAKEN_APART),
         ('{"images": ["C:/a.jpg"], "width": 3}', TAKEN_APART),
+        ('{"images": ["\\/data/a.jpg"], "width": 3}', TAKEN_APART),  # absolute, as some encoders write it
         ('{"images": ["a\\\\u0062.jpg"], "width": 3}', TAKEN_APART),
         ('{"images": ["a.jpg", "b.jpg"], "summary": "two"}', TAKEN_APART),
         ('{"images": [""], "width": 3, "height": 4}', TAKEN_APART),
